@@ -1,0 +1,6 @@
+"""Low-bit and spike arithmetic, computed fast: raw arrays in, raw arrays out."""
+
+from .. import __version__ as __version__
+from .spikes import spike_matmul
+
+__all__ = ["spike_matmul"]

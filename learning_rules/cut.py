@@ -1,0 +1,84 @@
+"""Cutting the recurrent path of any cell: matrix products take its state as a constant.
+
+This gives a cell that nobody wrote for online learning the meaning of "without H": its state still
+reaches the next step element by element, but not through a matrix product. No learning rule here.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax.extend import core
+from jaxtyping import Array
+
+_CONTRACTIONS = ("dot_general", "conv_general_dilated", "ragged_dot_general")
+
+
+def cut_products(step: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    """`step(carry, rest)` with no gradient from carry through its first matrix product.
+
+    The value is unchanged. The gradient with respect to `rest` (parameters, inputs) is unchanged
+    within the step; that with respect to carry keeps the element-wise paths only.
+    """
+
+    def cut(carry: Any, rest: Any) -> Any:
+        closed, shape = jax.make_jaxpr(step, return_shape=True)(carry, rest)
+        flat_carry, flat_rest = jax.tree.leaves(carry), jax.tree.leaves(rest)
+        marks = [True] * len(flat_carry) + [False] * len(flat_rest)
+        out, _ = _evaluate(closed.jaxpr, closed.consts, [*flat_carry, *flat_rest], marks)
+        return jax.tree.unflatten(jax.tree.structure(shape), out)
+
+    return cut
+
+
+def _evaluate(
+    jaxpr: core.Jaxpr, consts: list, args: list, marks: list[bool]
+) -> tuple[list[Array], list[bool]]:
+    """Evaluates a jaxpr; `marks` tells which values depend on the carry."""
+    values: dict = dict(zip(jaxpr.constvars, consts, strict=True))
+    values |= dict(zip(jaxpr.invars, args, strict=True))
+    marked = {v: m for v, m in zip(jaxpr.invars, marks, strict=True) if m}
+
+    def read(atom: Any) -> Any:
+        return atom.val if isinstance(atom, core.Literal) else values[atom]
+
+    def depends(atom: Any) -> bool:
+        return not isinstance(atom, core.Literal) and atom in marked
+
+    for eqn in jaxpr.eqns:
+        inputs = [read(v) for v in eqn.invars]
+        flags = [depends(v) for v in eqn.invars]
+        inner = eqn.params.get("jaxpr") if eqn.primitive.name in ("jit", "pjit") else None
+        if inner is not None:
+            out, out_flags = _evaluate(inner.jaxpr, inner.consts, inputs, flags)
+        else:
+            out_flags = [any(flags)] * len(eqn.outvars)
+            if eqn.primitive.name in _CONTRACTIONS:
+                inputs = [
+                    jax.lax.stop_gradient(x) if f else x for x, f in zip(inputs, flags, strict=True)
+                ]
+                out_flags = [False]
+            elif any(flags) and _has_contraction(eqn):
+                raise ValueError(
+                    f"The cell hides a matrix product of its state inside `{eqn.primitive.name}`, "
+                    "which scope='no_h' cannot cut: use scope='full'."
+                )
+            out = eqn.primitive.bind(*inputs, **eqn.primitive.get_bind_params(eqn.params))
+            out = out if eqn.primitive.multiple_results else [out]
+        for var, value, flag in zip(eqn.outvars, out, out_flags, strict=True):
+            values[var] = value
+            if flag:
+                marked[var] = True
+    return [read(v) for v in jaxpr.outvars], [depends(v) for v in jaxpr.outvars]
+
+
+def _has_contraction(eqn: Any) -> bool:
+    """Whether an equation holds a matrix product in a jaxpr of its own (scan, cond, remat)."""
+    for value in eqn.params.values():
+        for sub in value if isinstance(value, (tuple, list)) else (value,):
+            inner = getattr(sub, "jaxpr", sub)
+            if isinstance(inner, core.Jaxpr) and any(
+                e.primitive.name in _CONTRACTIONS or _has_contraction(e) for e in inner.eqns
+            ):
+                return True
+    return False

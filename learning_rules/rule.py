@@ -1,0 +1,83 @@
+"""The contract of a learning rule, and the one way to drive a rule over a whole sequence.
+
+No rule stands here; each has a file of its own, made by a function `name(network, loss, ...)`.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, PyTree
+
+Loss = Callable[[Array, Any], Array]
+"""`loss(outputs, targets)`: outputs (batch, n_out) of one time step to (batch,) losses."""
+
+
+class RuleOutput(NamedTuple):
+    """What a rule makes of one chunk of K time steps and B samples."""
+
+    loss: Float[Array, ""]  # summed over the K steps, averaged over the B samples
+    outputs: Float[Array, "time batch *features"]
+    grads: PyTree  # the chunk's contribution to d loss / d params, the tree of params
+
+
+class LearningRule(NamedTuple):
+    """Two pure functions; everything the rule remembers is in the state they pass along.
+
+    `init(params, batch) -> state` starts a new sequence. `batch` is a chunk of inputs, or a
+    `jax.ShapeDtypeStruct` like one, of shape (time, batch, *features); its values are not read.
+    `step(params, state, xs, targets) -> (state, RuleOutput)` takes the next K >= 1 time steps: xs
+    of shape (K, batch, *features), targets a pytree whose leaves start with (K, batch).
+
+    The loss of a sequence is the sum over time of the mean over the batch; the gradient
+    contributions of its chunks add up to its gradient as the rule sees it.
+    """
+
+    init: Callable[[PyTree, Any], PyTree]
+    step: Callable[[PyTree, PyTree, Array, Any], tuple[PyTree, RuleOutput]]
+    truncates: bool = False  # True where no gradient crosses from one chunk to the next
+
+
+def parameters(network: nnx.Module) -> nnx.State:
+    """The trainable parameters of a network, the tree that every rule and memory works on."""
+    return nnx.state(network, nnx.Param)
+
+
+def run_sequence(
+    rule: LearningRule, params: PyTree, xs: Array, targets: Any, *, chunk: int | None = None
+) -> RuleOutput:
+    """Runs a rule over a sequence with frozen parameters and adds up its gradient.
+
+    Args:
+        rule: any learning rule.
+        params: the parameters, `parameters(network)`.
+        xs: inputs (T, batch, *features).
+        targets: pytree of arrays (T, batch, ...).
+        chunk: K, the steps given to the rule at a time; None gives it the whole sequence.
+
+    Raises:
+        ValueError: if K does not divide T.
+    """
+    steps = xs.shape[0]
+    chunk = steps if chunk is None else chunk
+    if chunk < 1 or steps % chunk:
+        raise ValueError(
+            f"run_sequence(chunk={chunk}) cannot split a sequence of {steps} steps: choose a "
+            "chunk of at least 1 that divides it."
+        )
+
+    def body(carried, piece):
+        state, loss, grads = carried
+        state, out = rule.step(params, state, *piece)
+        grads = jax.tree.map(jnp.add, grads, out.grads)
+        return (state, loss + out.loss, grads), out.outputs
+
+    pieces = jax.tree.map(lambda a: a.reshape(steps // chunk, chunk, *a.shape[1:]), (xs, targets))
+    first = jax.tree.map(lambda a: a[0], pieces)
+    state = rule.init(params, first[0])
+    shapes = jax.eval_shape(rule.step, params, state, *first)[1]
+    zero = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), (shapes.loss, shapes.grads))
+    (_, loss, grads), outputs = jax.lax.scan(body, (state, *zero), pieces)
+    return RuleOutput(loss, outputs.reshape(steps, *outputs.shape[2:]), grads)

@@ -1,0 +1,144 @@
+"""A network seen by the rules: a list of pure layers, and how each is run over a chunk of time.
+
+Three kinds of layer: `stateless` (any callable or module of one input), `cell` (any Flax RNN cell)
+and `unitwise` (a cell whose state is element-wise over units but for its two kernels; it follows
+`UnitwiseCell`). Nothing here knows a learning rule.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, PyTree
+
+
+@runtime_checkable
+class UnitwiseCell(Protocol):
+    """What a cell offers so that rules can treat it without forming dense Jacobians.
+
+    Its parameters are `w` (n_in, n), or None where the input drives the units directly; `h`
+    (n, n), or None; and per-unit parameters (n,). Its carry is a NamedTuple of arrays
+    (*batch, *features) that ends with the output `y`.
+    """
+
+    memory_fields: tuple[str, ...]
+
+    def charge(self, carry: Any, z: Array) -> Any:
+        """The memory fields after input z; y unchanged."""
+        ...
+
+    def fire(self, carry: Any) -> Array:
+        """The output of the memory fields."""
+        ...
+
+    def unit_step(self, carry: Any, z: Array) -> Any:
+        """Charge, then fire."""
+        ...
+
+    def support(self, carry: Any) -> Array | None:
+        """Where dy / d memory can be non-zero; None for everywhere."""
+        ...
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer: its structure without its parameters."""
+
+    name: str
+    kind: Literal["stateless", "cell", "unitwise"]
+    graphdef: Any
+    constants: Any  # variables that are not parameters
+    kernels: tuple[str, ...] = ()  # of a unit-wise cell: which of w and h it has
+
+    def module(self, params: PyTree) -> Any:
+        """The layer with these parameters."""
+        return nnx.merge(self.graphdef, params, self.constants)
+
+    def units(self, unit: dict) -> Any:
+        """A unit-wise cell with its per-unit parameters only: for `charge` and `fire`."""
+        return self.module({**unit, **dict.fromkeys(self.kernels, jnp.zeros(()))})
+
+
+class Stack(NamedTuple):
+    """The layers of a network, lowest first; `single` if the network is one bare cell."""
+
+    layers: tuple[Layer, ...]
+    single: bool
+
+    def split(self, params: PyTree) -> tuple[list[dict], Callable[[list[dict]], PyTree]]:
+        """The parameters of each layer as plain dictionaries, and the way back."""
+        leaves, treedef = jax.tree.flatten(params)
+        tree: dict = nnx.to_pure_dict(params) if isinstance(params, nnx.State) else params
+        parts = (
+            [tree]
+            if self.single
+            else [tree.get("layers", {}).get(i, {}) for i in range(len(self.layers))]
+        )
+
+        def join(parts: list[dict]) -> PyTree:
+            whole = parts[0] if self.single else {i: p for i, p in enumerate(parts) if p}
+            return jax.tree.unflatten(treedef, jax.tree.leaves(whole))
+
+        if len(jax.tree.leaves(parts)) != len(leaves):
+            raise ValueError(
+                f"The parameters hold {len(leaves)} arrays, of which the network's layers know "
+                f"{len(jax.tree.leaves(parts))}: pass parameters(network) of the same network."
+            )
+        return parts, join
+
+    def initialize_carries(self, params: PyTree, batch: Any) -> tuple[Any, ...]:
+        """Zero carries for inputs like `batch`, of shape (time, batch, *features)."""
+        if len(batch.shape) < 2 or batch.shape[0] < 1:
+            raise ValueError(
+                "A rule takes inputs of shape (time, batch, *features) with at least one time "
+                f"step; got shape {tuple(batch.shape)}."
+            )
+        parts, _ = self.split(params)
+        x = jax.ShapeDtypeStruct(batch.shape[1:], batch.dtype)
+        carries = []
+        for layer, part in zip(self.layers, parts, strict=True):
+            carry, x = _carry_and_output(layer, part, x)
+            carries.append(carry)
+        return tuple(carries)
+
+
+def _carry_and_output(layer: Layer, params: dict, x: jax.ShapeDtypeStruct) -> tuple[Any, Any]:
+    """The initial carry of a layer and the shape of its output; a misfit names the layer."""
+    try:
+        if layer.kind == "stateless":
+            return (), jax.eval_shape(lambda p, x: layer.module(p)(x), params, x)
+        # Flax's own cells ask for a key even where the initial carry is constant
+        carry = layer.module(params).initialize_carry(x.shape, rngs=nnx.Rngs(0))
+        return carry, jax.eval_shape(lambda p, c, x: layer.module(p)(c, x)[1], params, carry, x)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"{layer.name} does not fit its input of shape {x.shape} (batch first): "
+            f"{str(error).splitlines()[0]}"
+        ) from error
+
+
+def as_stack(network: nnx.Module) -> Stack:
+    """Takes apart a network with `.layers`, or treats a bare cell as a network of one layer."""
+    single = not hasattr(network, "layers")
+    modules = [network] if single else list(getattr(network, "layers"))  # noqa: B009
+    if not modules:
+        raise ValueError("The network has no layers: give it at least one cell.")
+    return Stack(tuple(_as_layer(i, m) for i, m in enumerate(modules)), single)
+
+
+def _as_layer(index: int, module: Any) -> Layer:
+    name = f"Layer {index} ({getattr(module, '__name__', type(module).__name__)})"
+    if isinstance(module, UnitwiseCell):
+        kind = "unitwise"
+    elif isinstance(module, nnx.RNNCellBase):
+        kind = "cell"
+    elif callable(module):
+        kind = "stateless"
+    else:
+        raise ValueError(f"{name} is neither a cell nor callable: a layer maps x to y.")
+    graphdef, params, constants = nnx.split(module, nnx.Param, ...)
+    kernels = tuple(k for k in ("w", "h") if k in params) if kind == "unitwise" else ()
+    return Layer(name, kind, graphdef, constants, kernels)

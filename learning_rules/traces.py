@@ -1,0 +1,291 @@
+"""Eligibility traces: d carry / d parameters of one layer, rolled once a chunk.
+
+A chunk of K steps is differentiated in reverse; what happened before the chunk enters through the
+trace at its border, eps = d s / d theta:
+
+    grad += dE_chunk/dtheta + dE_chunk/ds_in . eps,    eps <- P eps + M,
+    P = ds_out/ds_in,  M = ds_out/dtheta inside the chunk.
+
+Three representations stand here, one a layer kind: element-wise and dense traces of unit-wise cells
+(kernels share the trace of u = [x, y_{t-1}]), and the generic one of any cell. How layers are
+combined into a rule is `ostl.py`'s.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, PyTree
+
+from .cut import cut_products
+from .stack import Layer
+from .unroll import drive, previous_outputs, recurrent_gradient, scan_units, split_kernels
+
+
+class LayerTrace(NamedTuple):
+    """Makes and uses the trace of one layer."""
+
+    init: Callable[[dict, Any], PyTree]  # params, carry -> trace
+    # params, carry, trace, xs -> new carry, ys, back
+    # back(cotangent of ys) -> gradient of params, cotangent of xs, new trace
+    chunk: Callable[[dict, Any, PyTree, Array], tuple[Any, Array, Callable]]
+
+
+class UnitTrace(NamedTuple):
+    """Trace of a unit-wise cell with m memory fields, n units and fan-in nu = n_in + n.
+
+    S stands for the state entries: m (element-wise) or m * n (dense).
+    """
+
+    kernels: Array | None  # (B, S, n, nu): d memory / d [w; h], transposed
+    units: dict[str, Array]  # each (B, S, n) or, element-wise, (B, m, *features)
+    outputs: dict[str, Array]  # d y / d unit parameter, (B, n, n) or (B, *features)
+    gain: Array  # (B, m, *features): d y / d memory at the border
+
+
+def unit_trace(layer: Layer, *, dense: bool, cut: bool, spatial: bool) -> LayerTrace:
+    """The trace of a unit-wise cell.
+
+    Args:
+        layer: of kind "unitwise".
+        dense: keep d s_i / d s_k between different units, which h makes non-zero.
+        cut: no gradient from y_{t-1} through h to s_t. Either dense or cut where h exists.
+        spatial: the cotangent of xs leaves out every path through the carry.
+    """
+
+    def init(params: dict, carry: Any) -> UnitTrace:
+        unit, w, h = split_kernels(params)
+        batch, features = carry.y.shape[0], carry.y.shape[1:]
+        m, dtype = len(_memory(layer, params)), carry.y.dtype
+        fan_in = (0 if w is None else w.shape[0]) + (0 if h is None else h.shape[0])
+        n = features[-1]
+        state = (m * n,) if dense else (m,)
+        per_unit = (n,) if dense else features
+        zeros = {k: jnp.zeros((batch, *state, *per_unit), dtype) for k in unit}
+        y_zeros = {k: jnp.zeros((batch, *((n, n) if dense else features)), dtype) for k in unit}
+        kernels = jnp.zeros((batch, *state, n, fan_in), dtype) if fan_in else None
+        return UnitTrace(kernels, zeros, y_zeros, jnp.zeros((batch, m, *features), dtype))
+
+    def chunk(params: dict, carry: Any, trace: UnitTrace, xs: Array):
+        unit, w, h = split_kernels(params)
+        names = _memory(layer, params)
+        wide = {k: jnp.broadcast_to(p, carry.y.shape) for k, p in unit.items()}
+
+        def product(y, h, needed):
+            return jax.lax.stop_gradient(y @ h) if cut else y @ h
+
+        def run(wide, z, memory, y):
+            start = carry._replace(**dict(zip(names, memory, strict=True)), y=y)
+            last, carries = scan_units(layer, wide, h, z, start, product)
+            return (jnp.stack([getattr(last, k) for k in names], 1), carries.y), (last, carries)
+
+        memory = tuple(getattr(carry, k) for k in names)
+        (out, ys), pull, (last, carries) = jax.vjp(
+            run, wide, drive(w, xs), memory, carry.y, has_aux=True
+        )
+        y_before = previous_outputs(carry.y, ys)
+
+        def back(dys: Array):
+            dwide, dz, dmemory, dy = pull((jnp.zeros_like(out), dys))
+            ds = jnp.stack(dmemory, 1) + dy[:, None] * trace.gain
+            grads = _direct_gradients(params, wide, dwide, dz, xs, y_before)
+            carried = _contract(dense, ds, jnp.stack(dmemory, 1), dy, trace)
+            grads = _add_carried(grads, carried, w)
+            dx = _through_step(layer, wide, carry, carries, dys, h, drive(w, xs)) if spatial else dz
+            dxs = dx if w is None else dx @ w.T
+            return grads, dxs, roll()
+
+        def roll() -> UnitTrace:
+            basis = _basis(out, dense)
+            zero = jnp.zeros_like(ys)
+            dwide, dz, dmemory, dy = jax.vmap(lambda c: pull((c, zero)))(basis)
+            # the leading axis S of every array is the state entry that is differentiated
+            direct = jnp.stack(dmemory, 2)  # (S, B, m, *features)
+            total = direct + dy[:, :, None] * trace.gain[None]
+            u = _fan_in(w, h, xs, y_before)
+            kernels = None if u is None else _roll_kernels(dense, total, dz, u, trace.kernels)
+            units = {
+                k: _roll_units(dense, direct, dy, dwide[k], trace.units[k], trace.outputs[k])
+                for k in unit
+            }
+            gain, through = _fire_derivatives(layer, wide, last, names)
+            outputs = {k: _output_trace(dense, gain, units[k], through[k]) for k in unit}
+            return UnitTrace(kernels, units, outputs, gain)
+
+        return last, ys, back
+
+    return LayerTrace(init, chunk)
+
+
+def _memory(layer: Layer, params: dict) -> tuple[str, ...]:
+    return tuple(layer.module(params).memory_fields)
+
+
+def _fan_in(w: Array | None, h: Array | None, xs: Array, y_before: Array) -> Array | None:
+    """The fan-in u = [x, y_{t-1}] of every step, (K, B, nu): what the kernel trace sums."""
+    parts = ([] if w is None else [xs]) + ([] if h is None else [y_before])
+    return jnp.concatenate(parts, -1) if parts else None
+
+
+def _direct_gradients(params, wide, dwide, dz, xs, y_before) -> dict:
+    """The gradient from inside the chunk."""
+    grads = {k: d.reshape(-1, d.shape[-1]).sum(0) for k, d in dwide.items()}
+    if "w" in params:
+        grads["w"] = recurrent_gradient(params["w"], xs, dz)
+    if "h" in params:
+        grads["h"] = recurrent_gradient(params["h"], y_before, dz)
+    return grads
+
+
+def _contract(dense, ds, dmemory, dy, trace: UnitTrace) -> tuple[Array | None, dict]:
+    """dE/ds_in . eps for the kernels (nu, n) and for each per-unit parameter (n,)."""
+    batch = ds.shape[0]
+    if dense:
+        kernels = jnp.einsum("bs,bsnu->un", ds.reshape(batch, -1), trace.kernels)
+        units = {
+            k: jnp.einsum("bs,bsn->n", dmemory.reshape(batch, -1), e)
+            + jnp.einsum("bi,bin->n", dy, trace.outputs[k])
+            for k, e in trace.units.items()
+        }
+        return kernels, units
+    kernels = None if trace.kernels is None else jnp.einsum("bmn,bmnu->un", ds, trace.kernels)
+    units = {
+        k: ((dmemory * e).sum(1) + dy * trace.outputs[k]).reshape(-1, dy.shape[-1]).sum(0)
+        for k, e in trace.units.items()
+    }
+    return kernels, units
+
+
+def _add_carried(grads: dict, carried: tuple[Array | None, dict], w: Array | None) -> dict:
+    kernels, units = carried
+    if kernels is not None:
+        split = 0 if w is None else w.shape[0]
+        units = {**units, "w": kernels[:split], "h": kernels[split:]}
+    return {k: g + units[k] for k, g in grads.items()}
+
+
+def _basis(out: Array, dense: bool) -> Array:
+    """Cotangents of the memory (B, m, *features), one for each state entry that has a trace."""
+    batch, m = out.shape[:2]
+    if dense:
+        one = jnp.eye(m * out.shape[2], dtype=out.dtype).reshape(-1, 1, *out.shape[1:])
+        return jnp.broadcast_to(one, (m * out.shape[2], batch, *out.shape[1:]))
+    one = jnp.eye(m, dtype=out.dtype).reshape(m, 1, m, *[1] * (out.ndim - 2))
+    return jnp.broadcast_to(one, (m, *out.shape))
+
+
+def _roll_kernels(dense, total, dz, u, eps) -> Array:
+    """P eps + M, M as one matrix product over the steps of the chunk."""
+    if dense:
+        p = jnp.moveaxis(total.reshape(*total.shape[:2], -1), 1, 0)  # (B, S, S)
+        return jnp.einsum("brs,bsnu->brnu", p, eps) + jnp.einsum("rkbn,kbu->brnu", dz, u)
+    return jnp.einsum("rbmn,bmnu->brnu", total, eps) + jnp.einsum("rkbn,kbu->brnu", dz, u)
+
+
+def _roll_units(dense, direct, dy, dwide, eps, eps_y) -> Array:
+    if dense:
+        p = direct.reshape(*direct.shape[:2], -1)
+        carried = jnp.einsum("rbs,bsn->brn", p, eps) + jnp.einsum("rbi,bin->brn", dy, eps_y)
+        return carried + jnp.moveaxis(dwide, 0, 1)
+    return jnp.moveaxis((direct * eps[None]).sum(2) + dy * eps_y[None] + dwide, 0, 1)
+
+
+def _fire_derivatives(layer, wide, carry, names) -> tuple[Array, dict]:
+    """The element-wise dy / d memory (B, m, *features) and dy / d unit parameters at a carry."""
+
+    def fire(memory, wide):
+        return layer.units(wide).fire(carry._replace(**dict(zip(names, memory, strict=True))))
+
+    y, pull = jax.vjp(fire, tuple(getattr(carry, k) for k in names), wide)
+    gain, through = pull(jnp.ones_like(y))
+    return jnp.stack(gain, 1), through
+
+
+def _output_trace(dense, gain, eps, through) -> Array:
+    """The trace dy / d unit parameter: through the memory, and directly through fire."""
+    if not dense:
+        return (gain * eps).sum(1) + through
+    batch, m, n = gain.shape
+    carried = jnp.einsum("bmi,bmin->bin", gain, eps.reshape(batch, m, n, n))
+    return carried + through[:, :, None] * jnp.eye(n, dtype=gain.dtype)
+
+
+def _through_step(layer, wide, carry, carries, dys, h, z) -> Array:
+    """Pulls dys back to the summed input of the same step, every carry held fixed."""
+    before = jax.tree.map(previous_outputs, carry, carries)
+    cell = layer.units(wide)
+
+    def output(z, carry):
+        return cell.unit_step(carry, z).y
+
+    z = z if h is None else z + before.y @ h
+    return jax.vmap(lambda z, c, d: jax.vjp(lambda z: output(z, c), z)[1](d)[0])(z, before, dys)
+
+
+def generic_trace(layer: Layer, *, cut: bool, spatial: bool) -> LayerTrace:
+    """The trace of any cell by dense Jacobians of its flattened carry, one sample at a time.
+
+    Size (B, S, P) for a carry of S numbers and P parameters. With `cut`, matrix products take the
+    carry as a constant.
+    """
+
+    def init(params: dict, carry: Any) -> Array:
+        theta, _ = ravel_pytree(params)
+        for leaf in jax.tree.leaves(carry):
+            if not jnp.issubdtype(leaf.dtype, jnp.floating):
+                raise ValueError(
+                    f"{layer.name} carries an array of {leaf.dtype}: an online rule needs a carry "
+                    "of floating-point arrays."
+                )
+        leaves = jax.tree.leaves(carry)
+        batch = leaves[0].shape[0]
+        return jnp.zeros((batch, sum(leaf[0].size for leaf in leaves), theta.size), theta.dtype)
+
+    def chunk(params: dict, carry: Any, trace: Array, xs: Array):
+        theta, unravel_theta = ravel_pytree(params)
+        example = jax.tree.map(lambda c: c[0], carry)
+        _, unravel_carry = ravel_pytree(example)
+
+        def apply(s: Array, rest: tuple[Array, Array]) -> tuple[Array, Array]:
+            theta, x = rest
+            new, y = layer.module(unravel_theta(theta))(unravel_carry(s), x)
+            return ravel_pytree(new)[0], y
+
+        one_step = cut_products(apply) if cut else apply
+
+        def run(theta, s, xs):
+            def body(s, x):
+                new, y = one_step(s, (theta, x))
+                return new, (y, s)
+
+            last, (ys, states) = jax.lax.scan(body, s, xs)
+            return (last, ys), states
+
+        flat = jax.vmap(lambda c: ravel_pytree(c)[0])(carry)
+        (last, ys), pull, states = jax.vmap(
+            lambda s, x: jax.vjp(run, theta, s, x, has_aux=True), (0, 1), ((0, 1), 0, 0)
+        )(flat, xs)
+
+        def back(dys: Array):
+            def sample(pull, eps, dy, s, x):
+                dtheta, ds, dx = pull((jnp.zeros_like(s[0]), dy))
+                basis = jnp.eye(s.shape[-1], dtype=s.dtype)
+                m, p, _ = jax.vmap(lambda c: pull((c, jnp.zeros_like(dy))))(basis)
+                if spatial:
+
+                    def same_step(s, x, d):
+                        return jax.vjp(lambda x: apply(s, (theta, x))[1], x)[1](d)[0]
+
+                    dx = jax.vmap(same_step)(s, x, dy)
+                return dtheta + ds @ eps, dx, p @ eps + m
+
+            dtheta, dxs, new = jax.vmap(sample, (0, 0, 1, 0, 1), (0, 1, 0))(
+                pull, trace, dys, states, xs
+            )
+            return unravel_theta(dtheta.sum(0)), dxs, new
+
+        return jax.vmap(unravel_carry)(last), ys, back
+
+    return LayerTrace(init, chunk)

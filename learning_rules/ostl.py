@@ -3,7 +3,7 @@
 The rule puts together the traces of single layers (`traces.py`); it holds no cell's equations.
 """
 
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 from flax import nnx
@@ -13,9 +13,6 @@ from .bptt import sequence_loss
 from .rule import LearningRule, Loss, RuleOutput
 from .stack import Layer, as_stack
 from .traces import LayerTrace, generic_trace, unit_trace
-
-Scope = Literal["full", "no_h"]
-CrossLayer = Literal["spatial", "chunk"]
 
 
 class OSTLState(NamedTuple):
@@ -29,8 +26,8 @@ def ostl(
     network: nnx.Module,
     loss: Loss,
     *,
-    scope: Scope = "full",
-    cross_layer: CrossLayer = "spatial",
+    scope: str = "full",
+    cross_layer: str = "spatial",
 ) -> LearningRule:
     r"""Online spatio-temporal learning for any stack of cells and stateless layers.
 
@@ -107,7 +104,7 @@ def ostl(
     return LearningRule(init, step)
 
 
-def _trace_of(layer: Layer, scope: Scope, spatial: bool) -> LayerTrace | None:
+def _trace_of(layer: Layer, scope: str, spatial: bool) -> LayerTrace | None:
     if layer.kind == "stateless":
         return None
     if layer.kind == "cell":

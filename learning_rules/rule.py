@@ -40,7 +40,7 @@ class LearningRule(NamedTuple):
     truncates: bool = False  # True where no gradient crosses from one chunk to the next
 
 
-def parameters(network: nnx.Module) -> nnx.State:
+def parameters(network: nnx.Module) -> PyTree:
     """The trainable parameters of a network, the tree that every rule and memory works on."""
     return nnx.state(network, nnx.Param)
 

@@ -1,3 +1,35 @@
 """What a number can be: formats, rounding, and weights that live in a format."""
 
 from .. import __version__ as __version__
+from .formats import known_formats, parse
+from .grid import Format
+from .integer import FixedPoint, Integer
+from .memory import (
+    StoredWeights,
+    WeightMemory,
+    bits_per_weight,
+    float32,
+    losses,
+    number_format,
+)
+from .minifloat import Minifloat
+from .quantize import quantize, straight_through
+from .rounding import rounds_up
+
+__all__ = [
+    "FixedPoint",
+    "Format",
+    "Integer",
+    "Minifloat",
+    "StoredWeights",
+    "WeightMemory",
+    "bits_per_weight",
+    "float32",
+    "known_formats",
+    "losses",
+    "number_format",
+    "parse",
+    "quantize",
+    "rounds_up",
+    "straight_through",
+]

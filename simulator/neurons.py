@@ -25,8 +25,9 @@ class NeuronCell(nnx.RNNCellBase):
     dense layer, keeps the shape of its input, and its per-unit parameters belong to the last axis
     (the n channels).
 
-    Works under `jax.lax.scan`, `nnx.RNN(cell, rngs=False)`, `jit`, `vmap` and both modes of
-    differentiation. On inputs with several feature axes give `nnx.RNN` `time_major=True`.
+    Works under `jax.lax.scan`, `nnx.RNN(cell, rngs=False)`, `jit`, `vmap` and reverse mode;
+    `charge`, `fire` and `unit_step` in forward mode too, the matrix products where `spike_matmul`
+    has it. On inputs with several feature axes give `nnx.RNN` `time_major=True`.
 
     Attributes:
         n: units, or channels.

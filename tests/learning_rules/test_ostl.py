@@ -62,7 +62,12 @@ def _compile_quickly(request):
 def make(*cells, dtype=jnp.float32):
     """A network of these cells, 5 inputs, 7 units each, and a dense readout of 3."""
     settings = {"rngs": nnx.Rngs(0), "param_dtype": dtype}
-    layers = [cell(N_IN if i == 0 else N, N, **settings) for i, cell in enumerate(cells)]
+
+    def layer(cell, n_in):
+        more = {"dtype": dtype} if cell in FLAX.values() else {}  # what a Flax cell computes in
+        return cell(n_in, N, **settings, **more)
+
+    layers = [layer(cell, N_IN if i == 0 else N) for i, cell in enumerate(cells)]
     return Network([*layers, nnx.Linear(N, N_OUT, **settings)])
 
 

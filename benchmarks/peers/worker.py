@@ -1,0 +1,74 @@
+"""One library in a process of its own, driven by `../snn_training.py` over standard input.
+
+What belongs here: build, check and time one side; no library and no statistics. Called as
+`worker.py LIBRARY NETWORK VARIANT`, it answers one JSON line when it is ready and one for each
+line that it reads, until the input ends.
+"""
+
+import contextlib
+import importlib
+import importlib.metadata
+import json
+import os
+import sys
+import time
+
+import numpy as np
+import workload
+
+MIN_SECONDS = 0.2
+
+
+def check(side) -> dict:
+    """The loss, the gradient norms and the firing rates; "problem" says what is wrong or None."""
+    loss, grads = side.step()
+    norms = {key: float(np.linalg.norm(np.asarray(g, np.float64))) for key, g in grads.items()}
+    rates = [float(np.asarray(y).mean()) for y in side.spikes()]
+    bad = [key for key, norm in norms.items() if not (np.isfinite(norm) and norm > 0)]
+    problem = f"zero or non-finite gradients of {', '.join(bad)}" if bad else None
+    return {"loss": loss, "gradient_norms": norms, "firing_rates": rates, "problem": problem}
+
+
+def measure(side) -> dict:
+    """Seconds of wall and CPU time (all threads) of one step, after one that is not counted."""
+    side.step()
+    steps, wall, cpu = 0, time.perf_counter(), time.process_time()
+    while steps == 0 or time.perf_counter() - wall < MIN_SECONDS:
+        side.step()
+        steps += 1
+    return {
+        "wall": (time.perf_counter() - wall) / steps,
+        "cpu": (time.process_time() - cpu) / steps,
+        "steps": steps,
+    }
+
+
+def main(library: str, network: str, variant: str) -> None:
+    """Answers on the real standard output; whatever the library prints goes to standard error."""
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
+
+    def answer(value: dict) -> None:
+        answers.write(json.dumps(value) + "\n")
+
+    try:
+        peer = importlib.import_module(f"{library}_side")
+    except ImportError as error:
+        return answer({"error": f"not installed ({error})"})
+    versions = {name: importlib.metadata.version(name) for name in peer.PACKAGES}
+    started = time.perf_counter()
+    try:
+        side = peer.build(workload.make(network), variant)
+        checked = check(side)
+        side.step()
+    except Exception as error:  # one library's failure must not end the others' run
+        return answer({"error": f"{type(error).__name__}: {error}".splitlines()[0]})
+    seconds = time.perf_counter() - started
+    answer({**checked, "versions": versions, "set_up_seconds": seconds})
+    for _ in sys.stdin:
+        answer(measure(side))
+
+
+if __name__ == "__main__":
+    with contextlib.suppress(BrokenPipeError, KeyboardInterrupt):
+        main(*sys.argv[1:])

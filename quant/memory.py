@@ -1,0 +1,270 @@
+"""Weights that live in a number format between two training steps.
+
+The contract of a weight memory (any place where weights are kept, devices included) and the two
+memories that are number formats. What is lost on the way in is counted here; how a number is
+rounded belongs to the formats.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree, Shaped, UInt32
+
+from .formats import parse
+from .grid import FLOATS, Format
+from .minifloat import narrow, widen
+from .rounding import ROUNDINGS, check_rounding
+from .scaling import absmax, absmax_scale, in_units
+
+COUNTS = ("writes", "saturated", "underflowed", "stagnated", "nan")
+
+
+class WeightMemory(NamedTuple):
+    """Where weights live between two steps; three pure functions, to be used under `jit` or not.
+
+    `init(params, key) -> state`; `read(state, key) -> params`, the tree, shapes and dtypes that
+    `init` was given; `update(state, updates, key) -> state`, p <- p + u as far as the memory can.
+    `state.lost` is a dict of counts, see `losses`.
+    """
+
+    init: Callable[..., Any]
+    read: Callable[..., Any]
+    update: Callable[..., Any]
+
+
+class StoredWeights(NamedTuple):
+    """Weights in a number format: the state of `float32` and `number_format`, all of it arrays."""
+
+    codes: PyTree[Shaped[Array, "..."]]  # of the shapes of the parameters: what is stored
+    scale: (
+        PyTree[Float[Array, "..."]] | None
+    )  # a unit for each leaf; None if the format has its own
+    like: PyTree[Float[Array, "..."]]  # a 0 for each leaf, in the dtype that is read
+    #: For each of `COUNTS` and each leaf the number of elements since (and with) `init`, as two
+    #: words [low, high] of 32 bits: exact up to 2^64, where int32 overflows within one long run.
+    lost: dict[str, PyTree[UInt32[Array, "... 2"]]]
+
+
+def number_format(
+    fmt: Format | str, rounding: str = "nearest_even", *, headroom: float = 1.0
+) -> WeightMemory:
+    """Weights stored as codes of a format, without any float copy: p <- Q(p + u).
+
+    One byte a weight for formats of up to 8 bits, else two. Every write is rounded with `rounding`,
+    that of `init` included, in float32 (float64 for float64 parameters), saturates, and is counted
+    in `state.lost` (see `losses`). An element whose update is exactly 0 is not written: it keeps
+    its code, whatever the rounding.
+
+    An integer format gets a scale for each leaf at `init`, `headroom` times max|p| over the number
+    of steps, for good: weights that grow beyond it saturate. A leaf of zeros only has no scale of
+    its own and takes the largest of the other leaves.
+
+    Keys: `init` and `update` read theirs with stochastic rounding only, `read` never does; None
+    will do where none is read.
+
+    Args:
+        fmt: the format or its name, see `parse`.
+        rounding: `nearest_even` or `stochastic`.
+        headroom: how far beyond the first max|p| the scale of an integer format reaches.
+
+    Raises:
+        ValueError: for an unknown format or rounding, a missing key, parameters that are no floats,
+            updates that do not fit the parameters, and outside of `jit` for a NaN that the format
+            cannot hold (under `jit` it becomes 0 and is counted).
+
+    References:
+        On the convergence of stochastic gradient descent in low-precision number formats,
+        arXiv:2301.01651 (what rounding p + u does to training).
+    """
+    fmt = parse(fmt)
+    if rounding not in ROUNDINGS:
+        raise ValueError(
+            f"number_format({fmt.name}): rounding is {rounding!r}; "
+            f"choose one of {', '.join(ROUNDINGS)}."
+        )
+    if headroom <= 0 or (headroom != 1 and fmt.steps is None):
+        raise ValueError(
+            f"number_format({fmt.name}): headroom is {headroom}; it must be positive, and only an "
+            "integer format has a scale that it could widen, so leave it at 1 for the others."
+        )
+
+    who = f"number_format({fmt.name}, {rounding!r})"
+
+    def scales(weights: list[Array]) -> list[Array] | None:
+        if fmt.steps is None:
+            return None
+        reach = [absmax(w) for w in weights]
+        largest = jnp.max(jnp.stack([r.astype(jnp.float32) for r in reach]), initial=0)
+        reach = [jnp.where(r > 0, r, largest.astype(r.dtype)) * headroom for r in reach]
+        return [absmax_scale(r, fmt.steps) for r in reach]
+
+    def load(codes: Array, scale: Array | None, dtype: np.dtype) -> Array:
+        values = fmt.decode(codes, jnp.float64 if dtype == jnp.float64 else jnp.float32)
+        return values if scale is None else in_units(values, scale)
+
+    def store(x: Array, scale: Array | None, key: Array | None) -> tuple[Array, dict[str, Array]]:
+        r = x if scale is None else x / scale
+        codes = fmt.encode(r, rounding=rounding, key=key)
+        lost = {
+            "saturated": ~fmt.inside(r) & ~jnp.isnan(x),
+            "underflowed": (x != 0) & (fmt.decode(codes) == 0) & ~jnp.isnan(x),
+            "nan": jnp.isnan(x),
+        }
+        return codes, lost
+
+    def keys(key: PRNGKeyArray | None, leaves: int) -> list[Any]:
+        check_rounding(who, rounding, key)
+        if rounding == "nearest_even" or key is None:
+            return [None] * leaves
+        return list(jax.random.split(key, leaves))
+
+    return _memory(who, scales, load, store, keys)
+
+
+def float32() -> WeightMemory:
+    """Weights as plain float32 numbers: p <- p + u, bit for bit the sum of JAX; no key is read.
+
+    Other parameters are stored in float32 too, and read back in their own dtype.
+    """
+
+    def store(x: Array, scale: None, key: None) -> tuple[Array, dict[str, Array]]:
+        lost = {
+            "saturated": jnp.isinf(x),
+            "underflowed": jnp.zeros(x.shape, bool),
+            "nan": jnp.isnan(x),
+        }
+        return x.astype(jnp.float32), lost
+
+    return _memory(
+        "float32()",
+        scales=lambda weights: None,
+        load=lambda codes, scale, dtype: codes,
+        store=store,
+        keys=lambda key, leaves: [None] * leaves,
+    )
+
+
+def losses(state: Any) -> dict[str, dict[str, int]]:
+    """What a memory has lost since (and with) `init`: for each leaf, by its path, the counts.
+
+    Each counts elements, summed over all writes (and over the axes a state was `vmap`ped over):
+
+    - `writes`: all of them at `init`, then those whose update was not 0. Shares are of this.
+    - `saturated`: p + u lay beyond the range of the format.
+    - `underflowed`: p + u was not 0 and became 0.
+    - `stagnated`: the update was not 0 and changed nothing.
+    - `nan`: p + u was NaN.
+
+    Args:
+        state: of a memory, with numbers in it: outside of `jit`.
+    """
+    counts: dict[str, dict[str, int]] = {}
+    for name, tree in state.lost.items():
+        for path, words in jax.tree_util.tree_leaves_with_path(tree):
+            low, high = np.asarray(words).reshape(-1, 2).T.tolist()
+            leaf = jax.tree_util.keystr(path, simple=True, separator=".")
+            counts.setdefault(leaf, {})[name] = sum(low) + 2**32 * sum(high)
+    return counts
+
+
+def bits_per_weight(state: StoredWeights) -> float:
+    """Bits in memory for each weight, as stored: codes in whole bytes, scales included."""
+    codes = jax.tree.leaves(state.codes)
+    stored = sum(8 * a.size * a.dtype.itemsize for a in [*codes, *jax.tree.leaves(state.scale)])
+    return stored / sum(a.size for a in codes)
+
+
+def _memory(
+    who: str, scales: Callable, load: Callable, store: Callable, keys: Callable
+) -> WeightMemory:
+    """What the memories of this file share.
+
+    Args:
+        who: the memory, for errors.
+        scales: weights -> a scale for each, or None.
+        load: (codes, scale, dtype to read) -> values in float32 or float64.
+        store: (values, scale, key) -> codes and where something was lost.
+        keys: (key, n) -> n keys or Nones.
+    """
+
+    def init(params: PyTree, key: PRNGKeyArray | None = None) -> StoredWeights:
+        leaves, tree = jax.tree.flatten(params)
+        for path, p in jax.tree_util.tree_leaves_with_path(params):
+            if str(p.dtype) not in FLOATS:
+                raise ValueError(
+                    f"{who}.init: the parameter {jax.tree_util.keystr(path)} of shape {p.shape} "
+                    f"has dtype {p.dtype}; weights must be one of {', '.join(FLOATS)}."
+                )
+        weights = [widen(p) for p in leaves]
+        units = scales(weights)
+        codes, lost = [], []
+        for w, s, k in zip(weights, _each(units, weights), keys(key, len(weights)), strict=True):
+            code, where = store(w, s, k)
+            everywhere = jnp.ones(w.shape, bool)
+            codes.append(code)
+            lost.append({**where, "writes": everywhere, "stagnated": ~everywhere})
+        counts = {name: tree.unflatten([_words(at[name]) for at in lost]) for name in COUNTS}
+        like = [jnp.zeros((), p.dtype) for p in leaves]
+        unit = None if units is None else tree.unflatten(units)
+        return StoredWeights(tree.unflatten(codes), unit, tree.unflatten(like), counts)
+
+    def read(state: StoredWeights, key: PRNGKeyArray | None = None) -> PyTree:
+        codes, tree = jax.tree.flatten(state.codes)
+        units, like = _each(jax.tree.leaves(state.scale), codes), jax.tree.leaves(state.like)
+        return tree.unflatten(
+            [
+                narrow(load(c, s, p.dtype), p.dtype)
+                for c, s, p in zip(codes, units, like, strict=True)
+            ]
+        )
+
+    def update(
+        state: StoredWeights, updates: PyTree, key: PRNGKeyArray | None = None
+    ) -> StoredWeights:
+        codes, tree = jax.tree.flatten(state.codes)
+        steps = tree.flatten_up_to(updates)
+        units, like = _each(jax.tree.leaves(state.scale), codes), jax.tree.leaves(state.like)
+        new, lost = [], []
+        for old, s, p, u, k in zip(codes, units, like, steps, keys(key, len(codes)), strict=True):
+            if u.shape != old.shape:
+                raise ValueError(
+                    f"{who}.update: an update of shape {u.shape} came for a weight of shape "
+                    f"{old.shape}; updates must be a tree like the parameters."
+                )
+            before = load(old, s, p.dtype)
+            u = widen(u).astype(before.dtype)
+            code, where = store(before + u, s, k)
+            written = u != 0
+            if code.dtype != before.dtype:  # a code that is not written stays as it is
+                code = jnp.where(written, code, old)
+            stagnated = load(code, s, p.dtype) == before
+            where = {**where, "writes": written, "stagnated": stagnated}
+            new.append(code)
+            lost.append({name: at & written for name, at in where.items()})
+        counts = {
+            name: jax.tree.map(
+                _add, state.lost[name], tree.unflatten([_words(at[name]) for at in lost])
+            )
+            for name in COUNTS
+        }
+        return state._replace(codes=tree.unflatten(new), lost=counts)
+
+    return WeightMemory(init, read, update)
+
+
+def _each(units: list | None, leaves: list) -> list:
+    return units or [None] * len(leaves)
+
+
+def _words(at: Bool[Array, "..."]) -> UInt32[Array, "2"]:
+    """The number of True as [low, high]."""
+    low = jnp.sum(at, dtype=jnp.uint32)
+    return jnp.stack([low, jnp.zeros_like(low)])
+
+
+def _add(a: UInt32[Array, "2"], b: UInt32[Array, "2"]) -> UInt32[Array, "2"]:
+    low = a[0] + b[0]
+    return jnp.stack([low, a[1] + b[1] + (low < b[0]).astype(jnp.uint32)])

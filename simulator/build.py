@@ -1,0 +1,219 @@
+"""From the settings of an experiment to the objects of a run, one function for each section.
+
+What a setting means is said here; which settings there are is said in `experiment.py`.
+"""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jaxtyping import Array
+
+from .. import quant
+from ..learning_rules import LearningRule, bptt, losses, ostl
+from ..learning_rules.rule import Loss
+from . import encoding, surrogate
+from .data import Dataset, Split, load
+from .experiment import (
+    IMAGE_ENCODERS,
+    Data,
+    Encoder,
+    Experiment,
+    Memory,
+    NetworkSettings,
+    Optimizer,
+    Rule,
+)
+from .job import Encode, Job, Purpose, key_for
+from .lif import ALIFCell, LIFCell, SynapticLIFCell
+from .network import Network
+from .readout import LeakyReadout
+from .snu import SNUCell, SoftSNUCell
+
+
+def build(experiment: Experiment) -> Job:
+    """All objects of a run.
+
+    Raises:
+        ValueError: data that are missing or damaged, or settings that do not fit the data; says
+            which.
+    """
+    dataset = make_dataset(experiment.data)
+    encode = make_encoder(experiment.encoder, dataset)
+    sample = jnp.asarray(dataset.train.inputs[:1])
+    inputs = jax.eval_shape(encode, sample, jax.random.key(0))
+    network = make_network(
+        experiment.network,
+        inputs.shape[-1],
+        len(dataset.classes),
+        dt=experiment.encoder.dt,
+        rngs=nnx.Rngs(key_for(experiment.run.seed, Purpose.NETWORK)),
+    )
+    train, rule = experiment.train, experiment.rule
+    online = rule.name != "bptt"  # which takes the whole sequence
+    every = rule.update_every if online else 0
+    updates = train.epochs * (len(dataset.train.inputs) // train.batch)
+    updates *= math.ceil(inputs.shape[0] / every) if every else 1
+    return Job(
+        dataset=dataset,
+        encode=encode,
+        network=network,
+        loss=make_loss(train.loss, dataset),
+        make_rule=make_rule(rule),
+        tx=make_optimizer(experiment.optimizer, max(updates, 1)),
+        memory=make_memory(experiment.memory),
+        epochs=train.epochs,
+        batch=train.batch,
+        chunk=rule.chunk if online else 0,
+        update_every=every,
+        seed=experiment.run.seed,
+        log_every=train.log_every,
+        checkpoint_every=train.checkpoint_every,
+    )
+
+
+def make_dataset(settings: Data) -> Dataset:
+    """Loads the data, and keeps the first `limit` samples of each split."""
+    dataset = load(settings.name, settings.data_dir, settings.download, **settings.options())
+    if not settings.limit:
+        return dataset
+
+    def first(split: Split) -> Split:
+        n, lengths = settings.limit, split.lengths
+        return Split(split.inputs[:n], split.targets[:n], None if lengths is None else lengths[:n])
+
+    train, test = first(dataset.train), first(dataset.test)
+    return Dataset(dataset.name, train, test, dataset.classes, dataset.kind, note=dataset.note)
+
+
+def make_encoder(settings: Encoder, dataset: Dataset) -> Encode:
+    """Samples (batch, *sample) and a key to inputs (time, batch, *features)."""
+    name, steps = settings.name, settings.steps
+    images = name in IMAGE_ENCODERS
+    if images != (dataset.kind == "image"):
+        fits = IMAGE_ENCODERS if dataset.kind == "image" else ("none", "delta")
+        raise ValueError(
+            f'encoder.name = "{name}" does not fit data.name = "{dataset.name}", which has '
+            f"{'images' if dataset.kind == 'image' else 'sequences'}: choose "
+            f"{' or '.join(fits)}"
+        )
+    if name == "direct":
+        return lambda x, key: encoding.direct(x, steps)
+    if name == "latency":
+        return lambda x, key: encoding.latency(x, steps)
+    if name == "poisson":
+        rate, dt = settings.max_rate, settings.dt
+        if rate * dt > 1:
+            raise ValueError(
+                f"encoder.max_rate = {rate} and encoder.dt = {dt} make more than one spike a step: "
+                f"choose a rate of at most {1 / dt:g} Hz"
+            )
+        return lambda x, key: encoding.poisson(x, steps, key, rate, dt)
+    if name == "delta":
+        return lambda x, key: encoding.delta(jnp.moveaxis(x, 1, 0), settings.threshold)
+    return lambda x, key: jnp.moveaxis(x, 1, 0)
+
+
+_OURS = {
+    "snu": SNUCell,
+    "soft_snu": SoftSNUCell,
+    "lif": LIFCell,
+    "synaptic_lif": SynapticLIFCell,
+    "alif": ALIFCell,
+}
+_FLAX = {"lstm": nnx.LSTMCell, "gru": nnx.GRUCell, "simple": nnx.SimpleCell}
+
+
+def make_network(
+    settings: NetworkSettings, inputs: int, outputs: int, *, dt: float, rngs: nnx.Rngs
+) -> Network:
+    """Hidden cells and a readout.
+
+    Args:
+        settings: the section of the experiment.
+        inputs: features of the input.
+        outputs: features of the output.
+        dt: time step [s].
+        rngs: where the weights are drawn from.
+    """
+    options = settings.cell_settings()
+    if settings.surrogate is not None:
+        try:
+            given = settings.surrogate_settings or {}
+            options["surrogate"] = surrogate.by_name(settings.surrogate, **given)
+        except ValueError as error:
+            raise ValueError(f"network.surrogate: {error}") from None
+    layers: list[Any] = []
+    width = inputs
+    for size in settings.hidden:
+        if settings.cell in _FLAX:
+            layers.append(_FLAX[settings.cell](width, size, rngs=rngs))
+        else:
+            cell = _OURS[settings.cell]
+            try:
+                recurrent = settings.recurrent
+                layers.append(cell(width, size, recurrent=recurrent, dt=dt, rngs=rngs, **options))
+            except ValueError as error:
+                raise ValueError(f"network: {error}") from None
+        width = size
+    if settings.readout == "leaky":
+        leak: dict[str, Any] = {}
+        if settings.readout_tau is not None:
+            leak["tau"] = settings.readout_tau
+        layers.append(LeakyReadout(width, outputs, dt=dt, rngs=rngs, **leak))
+    else:
+        layers.append(nnx.Linear(width, outputs, rngs=rngs))
+    return Network(layers)
+
+
+def make_loss(name: str, dataset: Dataset) -> Loss:
+    """The loss of one time step; class numbers become 0/1 vectors where it needs them."""
+    prediction = dataset.kind == "prediction"
+    if name == "auto":
+        name = "sigmoid_cross_entropy" if prediction else "cross_entropy"
+    if name == "cross_entropy":
+        if prediction:
+            raise ValueError(
+                f'train.loss = "cross_entropy" needs classes, but data.name = "{dataset.name}" '
+                "predicts frames: choose sigmoid_cross_entropy or squared_error"
+            )
+        return losses.cross_entropy
+    loss = getattr(losses, name)
+    if prediction:
+        return loss
+
+    def of_classes(outputs: Array, targets: Array) -> Array:
+        return loss(outputs, jax.nn.one_hot(targets, outputs.shape[-1], dtype=outputs.dtype))
+
+    return of_classes
+
+
+def make_rule(settings: Rule) -> Callable[[nnx.Module, Loss], LearningRule]:
+    """The learning rule, still to be given a network and a loss."""
+    if settings.name == "bptt":
+        return functools.partial(bptt, remat_every=settings.remat_every or None)
+    return functools.partial(ostl, scope=settings.scope, cross_layer=settings.cross_layer)
+
+
+def make_optimizer(settings: Optimizer, updates: int) -> optax.GradientTransformation:
+    """The optimizer; its schedule ends after so many updates."""
+    rate: Any = settings.learning_rate
+    if settings.schedule == "cosine":
+        rate = optax.cosine_decay_schedule(rate, updates, settings.final_fraction)
+    tx = getattr(optax, settings.name)(rate, **settings.options())
+    return optax.chain(optax.clip_by_global_norm(settings.clip), tx) if settings.clip else tx
+
+
+def make_memory(settings: Memory) -> quant.WeightMemory:
+    """Where the weights live."""
+    if settings.format == "float32":
+        return quant.float32()
+    try:
+        return quant.number_format(settings.format, settings.rounding)
+    except ValueError as error:
+        raise ValueError(f"memory.format = {settings.format!r}: {error}") from None

@@ -1,0 +1,136 @@
+"""A run from its settings to its report: job, run directory, checkpoints, report, in this order.
+
+Each part stands in a file of its own; here is only what happens when.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+
+from ..learning_rules import parameters
+from . import checkpoint, report
+from .build import build
+from .evaluate import make_evaluation
+from .experiment import Experiment, resolve
+from .job import Job
+from .run_directory import RunDirectory, check_free, create, open_run, versions, write_json
+from .train import TrainState, check, initial_state, read_parameters, train
+
+
+class Watcher(NamedTuple):
+    """What a run tells while it goes on; each may be left out."""
+
+    started: Callable[[RunDirectory, Job, int], None] = lambda run, job, step: None
+    metrics: Callable[[dict[str, Any]], None] = lambda line: None
+    note: Callable[[str], None] = lambda text: None
+
+
+def run(experiment: Experiment, watcher: Watcher = Watcher()) -> dict[str, Any]:  # noqa: B008
+    """Trains an experiment in a new run directory and writes its report.
+
+    Returns:
+        The result: run (the folder), test_accuracy, test_loss, seconds and more; as in result.json.
+
+    Raises:
+        ValueError: settings or data that are wrong, a run directory that is taken (nothing has been
+            written then), or a loss that is not a number any more.
+        OSError: the run directory cannot be written.
+    """
+    experiment = resolve(experiment)
+    check_free(experiment)
+    job = build(experiment)
+    check(job)
+    directory = create(experiment)
+    with directory.locked():
+        return _continue(directory, job, None, watcher)
+
+
+def resume(path: str | Path, watcher: Watcher = Watcher()) -> dict[str, Any]:  # noqa: B008
+    """Goes on with a run that stopped, to the same bits as if it had not; as `run` otherwise.
+
+    A complete run is left as it is. A run without a checkpoint starts again.
+
+    Raises:
+        ValueError: the folder is not a run, another process works on it, or its files are damaged.
+    """
+    directory = open_run(path)
+    result = directory.result()
+    if result is not None:
+        watcher.note(f"{directory.path} is complete already")
+        return result
+    with directory.locked():
+        job = build(directory.experiment())
+        _warn_of_versions(directory, watcher)
+        like = jax.eval_shape(lambda: initial_state(job))
+        restored = checkpoint.restore(directory.path / "checkpoints", like)
+        if restored is not None:
+            for text in restored.damaged:
+                watcher.note(f"going on from the checkpoint before: {text}")
+        directory.set_state("running")
+        return _continue(directory, job, restored, watcher)
+
+
+def _continue(
+    directory: RunDirectory, job: Job, restored: checkpoint.Restored | None, watcher: Watcher
+) -> dict[str, Any]:
+    lines = 0 if restored is None else restored.notes["lines"]
+    directory.cut_metrics(lines)
+
+    def on_metrics(line: dict[str, Any]) -> None:
+        nonlocal lines
+        directory.append_metrics(line)
+        lines += 1
+        watcher.metrics(line)
+
+    def on_checkpoint(step: int, state: TrainState, seconds: float) -> None:
+        notes = {"lines": lines, "seconds": seconds}
+        checkpoint.save(directory.path / "checkpoints", step, state, notes)
+
+    watcher.started(directory, job, 0 if restored is None else restored.step)
+    try:
+        state = train(
+            job,
+            start=None if restored is None else (restored.step, restored.tree),
+            seconds=0.0 if restored is None else restored.notes["seconds"],
+            on_metrics=on_metrics,
+            on_checkpoint=on_checkpoint,
+        )
+        return _finish(directory, job, state)
+    except KeyboardInterrupt:
+        directory.set_state("interrupted")
+        raise
+    except Exception as error:
+        directory.set_state("failed", why=f"{type(error).__name__}: {error}")
+        raise
+
+
+def _finish(directory: RunDirectory, job: Job, state: TrainState) -> dict[str, Any]:
+    params = read_parameters(job, state.memory)
+    evaluation = make_evaluation(job, job.dataset.test)(params)
+    metrics = directory.metrics()
+    last = metrics[-1]
+    result = {
+        "run": str(directory.path),
+        "test_accuracy": evaluation.accuracy,
+        "test_loss": evaluation.loss,
+        "train_accuracy": last["train_accuracy"],
+        "train_loss": last["train_loss"],
+        "seconds": last["seconds"],
+        "epochs": job.epochs,
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(parameters(job.network))),
+        "activity": evaluation.activity,
+        "lost": last["lost"],
+    }
+    write_json(directory.path / "result.json", result)
+    report.write(directory, job, params, evaluation, result)
+    directory.set_state("complete")
+    return result
+
+
+def _warn_of_versions(directory: RunDirectory, watcher: Watcher) -> None:
+    now, then = versions(), directory.versions()
+    changed = [f"{k} {then.get(k)} -> {v}" for k, v in now.items() if then.get(k) != v]
+    if changed:
+        watcher.note(f"the last bits may differ, since versions changed: {', '.join(changed)}")

@@ -1,0 +1,277 @@
+"""The training loop on the contracts: encode, learning rule, optax, weight memory.
+
+Everything between two lines of metrics is one compiled call. All random numbers come from the seed,
+a purpose and the place in the run, so a run that stopped goes on to the same bits. Nothing here
+reads settings or writes files.
+"""
+
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Float, Int, PyTree
+
+from .. import quant
+from ..learning_rules import parameters
+from ..learning_rules.rule import Loss
+from .evaluate import make_evaluation
+from .job import Job, Purpose, Samples, key_for
+
+
+class TrainingDiverged(ValueError):
+    """The loss or a gradient is no longer a number."""
+
+
+class Sums(NamedTuple):
+    """What has been added up since the last line of metrics."""
+
+    loss: Float[Array, ""]
+    correct: Int[Array, ""]
+    norm: Float[Array, ""]  # of the gradient, a mean over the updates of a batch
+    bad: Int[Array, ""]  # first batch whose loss or gradient was not finite, or -1
+
+
+class TrainState(NamedTuple):
+    """All that changes while training: what a checkpoint holds."""
+
+    memory: PyTree
+    optimizer: PyTree
+    sums: Sums
+
+
+def initial_state(job: Job) -> TrainState:
+    """Where training starts."""
+    init = jax.jit(job.memory.init)
+    memory = init(parameters(job.network), key_for(job.seed, Purpose.MEMORY))
+    return TrainState(memory, job.tx.init(read_parameters(job, memory)), _no_sums())
+
+
+def read_parameters(job: Job, memory: PyTree) -> PyTree:
+    """The weights as tests see them."""
+    return job.memory.read(memory, key_for(job.seed, Purpose.TEST_READ))
+
+
+def train(
+    job: Job,
+    *,
+    start: tuple[int, TrainState] | None = None,
+    seconds: float = 0.0,
+    on_metrics: Callable[[dict[str, Any]], None] = lambda line: None,
+    on_checkpoint: Callable[[int, TrainState, float], None] = lambda *_: None,
+) -> TrainState:
+    """Trains to the end.
+
+    Args:
+        job: what to train.
+        start: batches done and the state after them; None starts at the beginning.
+        seconds: time spent before the start.
+        on_metrics: called with each line of metrics: epoch (from 1), batch in it, step (batches in
+            all), train_loss, train_accuracy, gradient_norm, seconds; at the end of an epoch also
+            test_loss, test_accuracy, activity and lost.
+        on_checkpoint: called with the batches done, the state and the seconds so far, always after
+            the line of metrics of that batch.
+
+    Raises:
+        TrainingDiverged: loss or gradient is not finite; names epoch and batch.
+        ValueError: layers, chunks, encoder or loss do not fit each other; nothing is computed then.
+    """
+    samples = Samples(job, job.dataset.train)
+    segment = jax.jit(_make_segment(job, samples))
+    test = make_evaluation(job, job.dataset.test)
+    step, state = start or (0, initial_state(job))
+    begin = time.perf_counter() - seconds
+    order, order_of = None, -1
+    while step < job.steps:
+        epoch, first = divmod(step, job.batches)
+        if order_of != epoch:
+            order, order_of = _order(job, epoch), epoch
+        stop = _next_stop(job, first)
+        place = [jnp.asarray(n, jnp.int32) for n in (epoch, first, stop)]
+        state = segment(state, samples.arrays, order, *place)
+        step += stop - first
+        _check_finite(job, state, epoch)
+        ends = stop == job.batches
+        if ends or stop % job.log_every == 0:
+            line = {"epoch": epoch + 1, "batch": stop, "step": step}
+            line |= _train_metrics(
+                job, state.sums, stop - (stop - 1) // job.log_every * job.log_every
+            )
+            if ends:
+                result = test(read_parameters(job, state.memory))
+                if not np.isfinite(result.loss):
+                    raise _diverged(f"the test loss is {result.loss} after epoch {epoch + 1}")
+                line |= {"test_loss": result.loss, "test_accuracy": result.accuracy}
+                line |= {"activity": result.activity, "lost": count_lost(state.memory)}
+            state = state._replace(sums=_no_sums())
+            on_metrics(line | {"seconds": round(time.perf_counter() - begin, 3)})
+        if ends or (job.checkpoint_every and stop % job.checkpoint_every == 0):
+            on_checkpoint(step, state, time.perf_counter() - begin)
+    return state
+
+
+def check(job: Job) -> None:
+    """Traces one batch without computing it, so that what does not fit is said at once.
+
+    Raises:
+        ValueError: layers, chunks, encoder or loss do not fit each other.
+    """
+    samples = Samples(job, job.dataset.train)
+    number = jax.ShapeDtypeStruct((), jnp.int32)
+    order = jax.ShapeDtypeStruct((job.batches, job.batch), jnp.int32)
+    state = jax.eval_shape(lambda: initial_state(job))
+    segment = _make_segment(job, samples)
+    jax.eval_shape(segment, state, samples.arrays, order, number, number, number)
+
+
+def count_lost(memory: Any) -> dict[str, dict[str, int]]:
+    """What the weight memory lost since the beginning, see `quant.losses`: parameter -> counts."""
+    return {_short(name): counts for name, counts in quant.losses(memory).items()}
+
+
+def named_leaves(params: PyTree) -> dict[str, Any]:
+    """The leaves of a tree like the parameters, with names such as "0.w": layer and parameter."""
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    return {_short(jax.tree_util.keystr(p, simple=True, separator=".")): v for p, v in leaves}
+
+
+def _short(name: str) -> str:
+    return name.removeprefix("layers.").removesuffix(".value")
+
+
+def _make_segment(job: Job, samples: Samples) -> Callable[..., TrainState]:
+    """The function that trains on the batches first <= i < stop of an epoch."""
+    rule = job.make_rule(job.network, _weighted(job.loss))
+
+    def one_batch(state: TrainState, arrays: Any, index: Array, epoch: Array, i: Array):
+        key_read, key_update, key_encode = (
+            key_for(job.seed, purpose, epoch, i)
+            for purpose in (Purpose.READ, Purpose.UPDATE, Purpose.ENCODE)
+        )
+        xs, targets, present = samples.batch(arrays, index, key_encode)
+        weights = present / present.sum(0)
+        every, chunk = _portions(job, xs.shape[0])
+        pieces = jax.tree.map(
+            lambda a: a.reshape(-1, every // chunk, chunk, *a.shape[1:]),
+            (xs, (targets, weights)),
+        )
+        first = jax.tree.map(lambda a: a[0, 0], pieces)
+        params = read_parameters(job, state.memory)  # for their shapes
+        traces = rule.init(params, first[0])
+        shapes = jax.eval_shape(rule.step, params, traces, *first)[1]
+        zero = jnp.zeros((), shapes.loss.dtype)
+        no_grads = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes.grads)
+        no_votes = jnp.zeros(shapes.outputs.shape[1:], shapes.outputs.dtype)
+
+        def one_update(carry, piece):
+            memory, optimizer, traces, loss, votes, norm = carry
+            u, piece = piece
+            params = job.memory.read(memory, jax.random.fold_in(key_read, u))
+
+            def one_chunk(carry, piece):
+                traces, grads, loss, votes = carry
+                traces, out = rule.step(params, traces, *piece)
+                seen = (piece[1][1] > 0).astype(out.outputs.dtype)
+                votes = votes + jnp.einsum("tb...,tb->b...", out.outputs, seen)
+                return (
+                    traces,
+                    jax.tree.map(jnp.add, grads, out.grads),
+                    loss + out.loss,
+                    votes,
+                ), None
+
+            start = (traces, no_grads, loss, votes)
+            (traces, grads, loss, votes), _ = jax.lax.scan(one_chunk, start, piece)
+            changes, optimizer = job.tx.update(grads, optimizer, params)
+            memory = job.memory.update(memory, changes, jax.random.fold_in(key_update, u))
+            return (memory, optimizer, traces, loss, votes, norm + optax.tree.norm(grads)), None
+
+        start = (state.memory, state.optimizer, traces, zero, no_votes, zero)
+        numbered = (jnp.arange(len(pieces[0])), pieces)
+        (memory, optimizer, _, loss, votes, norm), _ = jax.lax.scan(one_update, start, numbered)
+        sums = state.sums
+        if job.dataset.kind != "prediction":
+            correct = (votes.argmax(-1) == arrays[1][index]).sum().astype(sums.correct.dtype)
+            sums = sums._replace(correct=sums.correct + correct)
+        finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+        sums = sums._replace(
+            loss=sums.loss + loss,
+            norm=sums.norm + norm / len(pieces[0]),
+            bad=jnp.where((sums.bad < 0) & ~finite, i, sums.bad),
+        )
+        return TrainState(memory, optimizer, sums)
+
+    def segment(state, arrays, order, epoch, first, stop) -> TrainState:
+        def body(i, state):
+            return one_batch(state, arrays, order[i], epoch, i)
+
+        return jax.lax.fori_loop(first, stop, body, state)
+
+    return segment
+
+
+def _weighted(loss: Loss) -> Loss:
+    """The loss with a weight for each step and sample beside the target."""
+
+    def weighted(outputs: Array, targets: Any) -> Array:
+        target, weight = targets
+        return loss(outputs, target) * weight
+
+    return weighted
+
+
+def _portions(job: Job, steps: int) -> tuple[int, int]:
+    """Steps between two changes of the weights, and steps given to the rule at a time."""
+    every = job.update_every or steps
+    chunk = job.chunk or every
+    if steps % every or every % chunk:
+        raise ValueError(
+            f"rule.chunk = {chunk} and rule.update_every = {every} do not divide the {steps} time "
+            "steps: choose divisors, or 0 for the whole sequence"
+        )
+    return every, chunk
+
+
+def _order(job: Job, epoch: int) -> Array:
+    """The samples of each batch of an epoch, (batches, batch)."""
+    n = len(job.dataset.train.inputs)
+    order = jax.random.permutation(key_for(job.seed, Purpose.ORDER, epoch), n)
+    return order[: job.batches * job.batch].reshape(job.batches, job.batch)
+
+
+def _next_stop(job: Job, first: int) -> int:
+    """The next batch of the epoch after which there is something to do."""
+    every = [n for n in (job.log_every, job.checkpoint_every) if n]
+    return min(job.batches, *((first // n + 1) * n for n in every))
+
+
+def _no_sums() -> Sums:
+    zero, number = jnp.zeros(()), jnp.zeros((), jnp.int32)
+    return Sums(zero, number, zero, number - 1)
+
+
+def _train_metrics(job: Job, sums: Sums, batches: int) -> dict[str, float | None]:
+    classify = job.dataset.kind != "prediction"
+    return {
+        "train_loss": float(sums.loss) / batches,
+        "train_accuracy": int(sums.correct) / (batches * job.batch) if classify else None,
+        "gradient_norm": float(sums.norm) / batches,
+    }
+
+
+def _check_finite(job: Job, state: TrainState, epoch: int) -> None:
+    bad = int(state.sums.bad)
+    if bad >= 0:
+        raise _diverged(
+            f"the loss or its gradient is not finite in epoch {epoch + 1}, batch {bad + 1} of "
+            f"{job.batches}"
+        )
+
+
+def _diverged(what: str) -> TrainingDiverged:
+    return TrainingDiverged(
+        f"{what}: try a smaller optimizer.learning_rate or optimizer.clip = 1.0"
+    )

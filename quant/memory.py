@@ -150,6 +150,8 @@ def float32() -> WeightMemory:
 def losses(state: Any) -> dict[str, dict[str, int]]:
     """What a memory has lost since (and with) `init`: for each leaf, by its path, the counts.
 
+    The path is written as `layer.kernel`, for a tree of nnx parameters too.
+
     Each counts elements, summed over all writes (and over the axes a state was `vmap`ped over):
 
     - `writes`: all of them at `init`, then those whose update was not 0. Shares are of this.
@@ -165,7 +167,7 @@ def losses(state: Any) -> dict[str, dict[str, int]]:
     for name, tree in state.lost.items():
         for path, words in jax.tree_util.tree_leaves_with_path(tree):
             low, high = np.asarray(words).reshape(-1, 2).T.tolist()
-            leaf = jax.tree_util.keystr(path, simple=True, separator=".")
+            leaf = jax.tree_util.keystr(path, simple=True, separator=".").removesuffix(".value")
             counts.setdefault(leaf, {})[name] = sum(low) + 2**32 * sum(high)
     return counts
 

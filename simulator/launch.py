@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 
 from ..learning_rules import parameters
-from . import checkpoint, report
+from . import checkpoint
 from .build import build
 from .evaluate import make_evaluation
 from .experiment import Experiment, resolve
@@ -123,6 +123,8 @@ def _finish(directory: RunDirectory, job: Job, state: TrainState) -> dict[str, A
         "activity": evaluation.activity,
         "lost": last["lost"],
     }
+    from . import report  # here, since it brings matplotlib, which takes long to import
+
     write_json(directory.path / "result.json", result)
     report.write(directory, job, params, evaluation, result)
     directory.set_state("complete")

@@ -3,7 +3,7 @@
 import contextlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -14,13 +14,13 @@ from .run_directory import RunDirectory
 
 
 class Display(contextlib.AbstractContextManager):
-    """Shows a run on a stream.
+    """Shows a run on a text stream.
 
     Attributes:
         run: folder of the run, once it is known.
     """
 
-    def __init__(self, stream: IO[str]):
+    def __init__(self, stream: Any):
         self.run: Path | None = None
         self._console = Console(file=stream, highlight=False)
         self._progress = Progress(

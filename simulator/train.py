@@ -22,6 +22,9 @@ from .evaluate import make_evaluation
 from .job import Job, Purpose, Samples, key_for
 
 
+_WRITTEN_OUT = 4  # updates of a batch up to which the compiled program has each for itself
+
+
 class TrainingDiverged(ValueError):
     """The loss or a gradient is no longer a number."""
 
@@ -191,7 +194,11 @@ def _make_segment(job: Job, samples: Samples) -> Callable[..., TrainState]:
 
         start = (state.memory, state.optimizer, traces, zero, no_votes, zero)
         numbered = (jnp.arange(len(pieces[0])), pieces)
-        (memory, optimizer, _, loss, votes, norm), _ = jax.lax.scan(one_update, start, numbered)
+        # written out, the compiler drops the traces that nobody reads after the last update
+        written_out = len(pieces[0]) <= _WRITTEN_OUT
+        (memory, optimizer, _, loss, votes, norm), _ = jax.lax.scan(
+            one_update, start, numbered, unroll=written_out
+        )
         sums = state.sums
         if job.dataset.kind != "prediction":
             correct = (votes.argmax(-1) == arrays[1][index]).sum().astype(sums.correct.dtype)

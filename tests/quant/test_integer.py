@@ -7,7 +7,7 @@ import pytest
 
 from spikebit.quant import FixedPoint, Integer, parse, quantize
 
-FIXED = ["fixed8.4", "fixed4.0", "fixed12.6", "fixed16.15", "fixed8.-3", "fixed6.20", "fixed1.0"]
+FIXED = ["fixed8.4", "fixed12.6", "fixed16.15", "fixed8.-3", "fixed6.20", "fixed1.0"]
 FIXED += ["fixed8.4_symmetric"]
 
 

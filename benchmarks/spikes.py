@@ -44,7 +44,9 @@ def timed(function, operation, stacked, w):
             return function(xs[0], w, xs[1])
         return function(*xs) if w is None else function(*xs, w)
 
-    zero = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(call, [s[0] for s in stacked]))
+    zero = jax.tree.map(
+        lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(call, [s[0] for s in stacked])
+    )
     loop = jax.jit(lambda xs: jax.lax.scan(lambda _, x: (call(x), None), zero, xs)[0])
     loop(list(stacked)).block_until_ready()
     best, start = np.inf, time.perf_counter()
@@ -52,17 +54,23 @@ def timed(function, operation, stacked, w):
         before = time.perf_counter()
         loop(list(stacked)).block_until_ready()
         best = min(best, time.perf_counter() - before)
-        if time.perf_counter() - start > 0.4:
+        if time.perf_counter() - start > 0.2:
             break
     return best / len(stacked[0])
 
 
 def crossover(operation, rows, k, n):
     """The share at which the event-driven time reaches the dense time, by interpolation."""
-    dense = timed(getattr(spikes, f"{operation}_reference"), operation, *data(operation, rows, k, n, 0.05))
+    dense = timed(
+        getattr(spikes, f"{operation}_reference"), operation, *data(operation, rows, k, n, 0.05)
+    )
     last_share, last = 0.0, 0.0
     for share in SHARES:
-        event = timed(functools.partial(spikes_cpu.event_driven, operation), operation, *data(operation, rows, k, n, share))
+        event = timed(
+            functools.partial(spikes_cpu.event_driven, operation),
+            operation,
+            *data(operation, rows, k, n, share),
+        )
         if event > dense:
             return last_share + (share - last_share) * (dense - last) / (event - last)
         last_share, last = share, event
@@ -75,21 +83,49 @@ def main():
     as_json = parser.parse_args().json
 
     def show(row):
-        print(json.dumps(row) if as_json else "  ".join(f"{k} {v}" for k, v in row.items()), flush=True)
+        print(
+            json.dumps(row) if as_json else "  ".join(f"{k} {v}" for k, v in row.items()),
+            flush=True,
+        )
 
     for operation in OPERATIONS:
         for rows, k, n in SIZES:
             share = crossover(operation, rows, k, n)
-            show({"operation": operation, "rows": rows, "k": k, "n": n, "crossover": round(share, 3), "used": round(spikes_cpu.crossover(operation, n), 3)})
+            show(
+                {
+                    "operation": operation,
+                    "rows": rows,
+                    "k": k,
+                    "n": n,
+                    "crossover": round(share, 3),
+                    "used": round(spikes_cpu.crossover(operation, rows, n), 3),
+                }
+            )
     for operation in OPERATIONS:
         for rows, k, n in TARGETS:
             for share in (0.02, 0.05, 0.1):
                 args = data(operation, rows, k, n, share)
                 dense = timed(getattr(spikes, f"{operation}_reference"), operation, *args)
-                event = timed(functools.partial(spikes_cpu.event_driven, operation), operation, *args)
+                event = timed(
+                    functools.partial(spikes_cpu.event_driven, operation), operation, *args
+                )
                 chosen = timed(getattr(spikes_cpu, operation), operation, *args)
                 flop = 2 * share * rows * k * n
-                show({"operation": operation, "rows": rows, "k": k, "n": n, "share": share, "dense_us": round(dense * 1e6, 1), "event_us": round(event * 1e6, 1), "chosen_us": round(chosen * 1e6, 1), "event_gflops": round(flop / event / 1e9, 1), "dense_gflops": round(flop / share / dense / 1e9, 1), "ratio": round(dense / chosen, 2)})
+                show(
+                    {
+                        "operation": operation,
+                        "rows": rows,
+                        "k": k,
+                        "n": n,
+                        "share": share,
+                        "dense_us": round(dense * 1e6, 1),
+                        "event_us": round(event * 1e6, 1),
+                        "chosen_us": round(chosen * 1e6, 1),
+                        "event_gflops": round(flop / event / 1e9, 1),
+                        "dense_gflops": round(flop / share / dense / 1e9, 1),
+                        "ratio": round(dense / chosen, 2),
+                    }
+                )
 
 
 if __name__ == "__main__":

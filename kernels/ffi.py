@@ -45,11 +45,13 @@ from numba.extending import intrinsic
 _WORD = ir.IntType(64)
 _POSIX = os.name == "posix"
 _VERSION, _DESTROY_ERROR, _SCHEDULE, _THREADS = range(4)  # places in the tuple `api()`
-_kept = []  # compiled handlers: XLA holds only their addresses
+_registered = {}  # handlers by name: XLA holds only their addresses
 
 # How functions for handlers are compiled: those called in one place are best inlined by numba,
 # which compiles a function again for everything that calls it.
-compiled = numba.njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
+compiled = numba.njit(  # pyright: ignore[reportCallIssue]
+    error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True
+)
 inlined = numba.njit(error_model="numpy", inline="always")
 
 
@@ -297,12 +299,12 @@ _NEXT, _DONE, _TASKS, _USERS, _FRAME, _EXTRA = range(6)  # words of the state of
 
 
 def shared_loop(body: Callable) -> Callable:
-    """Makes `loop(frame, api, zero, extra, tasks, helpers)`: `body(frame, zero, extra, i)`, i < tasks.
+    """Makes a function that runs body(frame, zero, extra, i) for all i < tasks, over threads.
 
-    The tasks run on the caller and on at most `helpers` free threads of XLA's pool, in any order,
-    and are over when `loop` returns. A task must write only what no other task reads or writes,
-    and what it computes must not depend on the thread: then results are the same for any number
-    of threads.
+    It is called as `loop(frame, api, zero, extra, tasks, helpers)`. The tasks run on the caller
+    and on at most `helpers` free threads of XLA's pool, in any order, and are over when `loop`
+    returns. A task must write only what no other task reads or writes, and what it computes must
+    not depend on the thread: then results are the same for any number of threads.
 
     Args:
         body: a `compiled` function; `extra` is an integer of the caller's choice, such as an
@@ -352,15 +354,20 @@ def register(name: str, make: Callable[[tuple, Any], Callable], zero: np.generic
         make: function of `api()` and `zero` that gives the handler (see the top of this file).
         zero: of the dtype that the handler shall work with.
     """
+    if name in _registered:
+        return
     handler = make(api(), zero)
     compile_ = functools.partial(numba.cfunc, types.int64(types.int64), error_model="numpy")
     try:
         compiled = compile_(cache=True)(handler)
     except RuntimeError:  # no place to keep a cache
         compiled = compile_()(handler)
-    _kept.append(compiled)
+    _registered[name] = compiled
     new = ctypes.pythonapi.PyCapsule_New
-    new.restype, new.argtypes = ctypes.py_object, [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p]
+    new.restype, new.argtypes = (
+        ctypes.py_object,
+        [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p],
+    )
     jax.ffi.register_ffi_target(name, new(compiled.address, None, None), platform="cpu")
 
 
@@ -380,7 +387,9 @@ def _self_test_handler(api, zero):
     def double_rows(frame):
         if not_a_call(frame, api):
             return 0
-        _double_rows(frame, api, zero, 1, argument(frame, 0, zero).shape[0], other_threads(frame, api))
+        _double_rows(
+            frame, api, zero, 1, argument(frame, 0, zero).shape[0], other_threads(frame, api)
+        )
         return 0
 
     return double_rows

@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float
 
 from . import dispatch
 
-_SMALL = 1 << 18  # multiplications below which looking for events costs more than it can save
+_SMALL = 1 << 17  # multiplications below which looking for events costs more than it can save
 
 
 def spike_matmul_reference(

@@ -21,12 +21,13 @@ _BLOCK = 512  # rows whose part of dy, 1 KB each at a time, stays in the second-
 _SERIAL = 1 << 25  # rows * k * n below which waking another thread costs more than it gains
 _WIDE, _MIDDLE, _NARROW = simd.WIDE, simd.MIDDLE, simd.NARROW  # numba needs them as globals
 
-# Share of non-zeros at which event-driven and dense product are equally fast, as measured by
-# benchmarks/spikes.py: limit * n / (n + half), as an event costs the work of `half` columns more.
-_CROSSOVER = {
-    "forward": (0.38, 80.0),
-    "weight_gradient": (0.38, 80.0),
-    "input_gradient": (0.38, 80.0),
+# Share of non-zeros at which event-driven and dense product are equally fast, fitted to the table
+# of benchmarks/spikes.py: limit * n / (n + half) * (1 + extra / rows). An event costs as much as
+# `half` columns more; the dense product is slow for a single row, but not its outer product.
+_CROSSOVER = {  # limit, half, extra
+    "forward": (0.36, 48.0, 2.0),
+    "weight_gradient": (0.36, 20.0, -4.0),
+    "input_gradient": (0.40, 42.0, 2.0),
 }
 
 
@@ -47,10 +48,10 @@ def input_gradient(
     return _choose("input_gradient", needed, w.shape[1], dy, w, needed)
 
 
-def crossover(operation: str, n: int) -> float:
-    """The share of non-zeros from which on the dense product is taken."""
-    limit, half = _CROSSOVER[operation]
-    return limit * n / (n + half)
+def crossover(operation: str, rows: int, n: int) -> float:
+    """The share of non-zeros from which on the dense product is taken; at most 0: always."""
+    limit, half, extra = _CROSSOVER[operation]
+    return limit * n / (n + half) * (1 + extra / rows)
 
 
 def event_driven(operation: str, *args: Array) -> Array:
@@ -61,11 +62,13 @@ def event_driven(operation: str, *args: Array) -> Array:
 
 def _choose(operation, sparse, n, *args):
     dense = getattr(spikes, f"{operation}_reference")
-    share = jax.ffi.ffi_call(
-        _registered("share", sparse.dtype), jax.ShapeDtypeStruct((1, 1), jnp.float32)
-    )(sparse)[0, 0]
+    limit = crossover(operation, sparse.shape[0], n)
+    if limit <= 0:
+        return dense(*args)
+    share = jax.ShapeDtypeStruct((1, 1), jnp.float32)
+    share = jax.ffi.ffi_call(_registered("share", sparse.dtype), share)(sparse)[0, 0]
     event = functools.partial(event_driven, operation)
-    return jax.lax.cond(share < crossover(operation, n), event, dense, *args)
+    return jax.lax.cond(share < limit, event, dense, *args)
 
 
 @functools.cache
@@ -77,7 +80,8 @@ def _registered(operation, dtype):
         "input_gradient": _input_gradient_handler,
     }
     name = f"spikebit_{operation}_{dtype}"
-    ffi.register(name, handlers[operation], np.zeros((), np.uint8 if dtype == bool else dtype)[()])
+    number = np.dtype(np.uint8 if dtype == np.bool_ else dtype).type  # XLA's booleans are bytes
+    ffi.register(name, handlers[operation], number(0))
     return name
 
 

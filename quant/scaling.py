@@ -1,6 +1,5 @@
 """The unit of formats that have none of their own: how a scale is found from the numbers."""
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -14,8 +13,8 @@ def absmax(x: Float[Array, "*dims"]) -> Float[Array, ""]:
 def absmax_scale(amax: Float[Array, "*dims"], steps: float) -> Float[Array, "*dims"]:
     r"""The scale $s = amax / steps$, divided in the float type of amax; 1 where amax = 0.
 
-    Also 1 where s would be subnormal, since compiled code may take that for zero. The same bits
-    inside and outside of `jit`, where XLA would replace a division by a constant by a
+    Also 1 where s would be subnormal, since compiled code may take that for zero. The two choices
+    below keep the bits the same under `jit`, where XLA would replace a division by a constant by a
     multiplication with its reciprocal, and x / (a / b) by x * b / a.
 
     >>> float(absmax_scale(jnp.float32(254), 127.0))
@@ -23,8 +22,7 @@ def absmax_scale(amax: Float[Array, "*dims"], steps: float) -> Float[Array, "*di
     """
     divisor = jnp.where(amax > 0, jnp.array(steps, amax.dtype), jnp.array(jnp.inf, amax.dtype))
     scale = amax / divisor
-    scale = jnp.where(scale >= jnp.finfo(amax.dtype).tiny, scale, jnp.ones_like(scale))
-    return jax.lax.optimization_barrier(scale)
+    return jnp.where(scale >= jnp.finfo(amax.dtype).tiny, scale, jnp.ones_like(scale))
 
 
 def in_units(k: Float[Array, "*dims"], scale: Float[Array, "..."]) -> Float[Array, "*dims"]:

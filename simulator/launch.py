@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+from jaxtyping import PyTree
 
 from ..learning_rules import parameters
 from . import checkpoint
 from .build import build
-from .evaluate import make_evaluation
+from .evaluate import Evaluation, make_evaluation
 from .experiment import Experiment, resolve
 from .job import Job
 from .run_directory import RunDirectory, check_free, create, open_run, versions, write_json
@@ -89,15 +90,18 @@ def _continue(
         checkpoint.save(directory.path / "checkpoints", step, state, notes)
 
     watcher.started(directory, job, 0 if restored is None else restored.step)
+    test = make_evaluation(job, job.dataset.test)
     try:
         state = train(
             job,
+            test=test,
             start=None if restored is None else (restored.step, restored.tree),
             seconds=0.0 if restored is None else restored.notes["seconds"],
             on_metrics=on_metrics,
             on_checkpoint=on_checkpoint,
         )
-        return _finish(directory, job, state)
+        params = read_parameters(job, state.memory)
+        return _finish(directory, job, params, test(params))
     except KeyboardInterrupt:
         directory.set_state("interrupted")
         raise
@@ -106,11 +110,10 @@ def _continue(
         raise
 
 
-def _finish(directory: RunDirectory, job: Job, state: TrainState) -> dict[str, Any]:
-    params = read_parameters(job, state.memory)
-    evaluation = make_evaluation(job, job.dataset.test)(params)
-    metrics = directory.metrics()
-    last = metrics[-1]
+def _finish(
+    directory: RunDirectory, job: Job, params: PyTree, evaluation: Evaluation
+) -> dict[str, Any]:
+    last = directory.metrics()[-1]
     result = {
         "run": str(directory.path),
         "test_accuracy": evaluation.accuracy,

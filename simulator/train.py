@@ -18,9 +18,8 @@ from jaxtyping import Array, Float, Int, PyTree
 from .. import quant
 from ..learning_rules import parameters
 from ..learning_rules.rule import Loss
-from .evaluate import make_evaluation
+from .evaluate import Evaluation, make_evaluation
 from .job import Job, Purpose, Samples, key_for
-
 
 _WRITTEN_OUT = 4  # updates of a batch up to which the compiled program has each for itself
 
@@ -61,6 +60,7 @@ def read_parameters(job: Job, memory: PyTree) -> PyTree:
 def train(
     job: Job,
     *,
+    test: Callable[[PyTree], Evaluation] | None = None,
     start: tuple[int, TrainState] | None = None,
     seconds: float = 0.0,
     on_metrics: Callable[[dict[str, Any]], None] = lambda line: None,
@@ -70,6 +70,7 @@ def train(
 
     Args:
         job: what to train.
+        test: judges the weights after each epoch; None: `make_evaluation` on the test split.
         start: batches done and the state after them; None starts at the beginning.
         seconds: time spent before the start.
         on_metrics: called with each line of metrics: epoch (from 1), batch in it, step (batches in
@@ -84,7 +85,7 @@ def train(
     """
     samples = Samples(job, job.dataset.train)
     segment = jax.jit(_make_segment(job, samples))
-    test = make_evaluation(job, job.dataset.test)
+    test = test or make_evaluation(job, job.dataset.test)
     step, state = start or (0, initial_state(job))
     begin = time.perf_counter() - seconds
     order, order_of = None, -1

@@ -23,6 +23,8 @@ def broken_rules(root: Path, required: set[str], optional: set[str]) -> list[str
         for path in sorted((root / floor).rglob("*.py")):
             file = path.relative_to(root)
             for line, module, at_top in _imports(ast.parse(path.read_text()), file):
+                # A file of GPU kernels is imported in functions only, so it may need an extra.
+                at_top = at_top and not path.stem.endswith("_gpu")
                 fault = _fault(floor, module, at_top, required, optional)
                 if fault:
                     broken.append(f"{file}:{line}: {fault}")
@@ -46,9 +48,9 @@ def _imports(tree: ast.Module, file: Path) -> Iterator[tuple[int, str, bool]]:
         elif isinstance(node, ast.ImportFrom):
             package = ("spikebit", *file.parent.parts)
             base = package[: max(0, len(package) - node.level + 1)]
-            # `from .. import quant` names the module only behind the word import.
-            for name in [node.module] if node.module else [alias.name for alias in node.names]:
-                yield node.lineno, "." + ".".join((*base, name)), node not in lazy
+            above = (*base, node.module) if node.module else base
+            for alias in node.names:
+                yield node.lineno, "." + ".".join((*above, alias.name)), node not in lazy
 
 
 def _fault(floor: str, module: str, at_top: bool, required: set[str], optional: set[str]) -> str:
@@ -63,6 +65,8 @@ def _fault(floor: str, module: str, at_top: bool, required: set[str], optional: 
             return ""
         if name not in FLOORS:
             return f"spikebit.{name} is no floor"
+        if at_top and any(part.endswith("_gpu") for part in inner):
+            return f"{module[1:]} needs an extra: import it in the function that needs it"
         above = FLOORS.index(name) > FLOORS.index(floor)
         return f"{floor} must not import {name}, a floor above it" if above else ""
     if top == "spikebit":
@@ -117,6 +121,9 @@ def test_the_facade_imports_nothing():
         ("simulator/a.py", "try:\n    import h5py\nexcept ImportError: ...", "h5py is optional"),
         ("simulator/a.py", "class A:\n    from distributed import Client", "is optional"),
         ("simulator/a.py", "from jax_triton import f", "jax_triton is optional"),
+        ("kernels/a.py", "from . import spikes_gpu", "spikes_gpu needs an extra"),
+        ("kernels/a.py", "from .spikes_gpu import forward", "needs an extra"),
+        ("kernels/a_gpu.py", "from ..quant import formats", "a floor above it"),
     ],
 )
 def test_a_broken_rule_is_found(tmp_path, file, code, fault):
@@ -139,6 +146,8 @@ def test_a_broken_rule_is_found(tmp_path, file, code, fault):
         ("simulator/a.py", "import numpy.random\nimport orbax.checkpoint as ocp, json"),
         ("simulator/a.py", "def f():\n    import h5py\n    from distributed import Client"),
         ("simulator/a.py", "if typing.TYPE_CHECKING:\n    import h5py"),
+        ("kernels/a_gpu.py", "import h5py"),
+        ("kernels/a.py", "def f():\n    from . import a_gpu"),
     ],
 )
 def test_what_is_allowed_is_not_reported(tmp_path, file, code):

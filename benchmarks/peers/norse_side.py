@@ -21,10 +21,8 @@ from norse.torch.functional.lift import lift
 from norse.torch.functional.reset import reset_value
 from side import Side
 from torch import nn
-from torch_side import VARIANTS, linear, make_side
+from torch_side import linear, make_side
 from workload import DECAY, THRESHOLD, Workload
-
-__all__ = ["PACKAGES", "VARIANTS", "build"]
 
 PACKAGES = ("norse", "torch")
 DT = 1e-3  # [s], Norse's default

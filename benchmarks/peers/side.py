@@ -1,8 +1,8 @@
 """What a library has to offer to be timed: one step and a look at its spikes.
 
 What belongs here: the interface between `worker.py` and the files `*_side.py`; no library. Each of
-those has `PACKAGES` (whose versions are reported), `VARIANTS` (ways to run the same network, of
-which the fastest counts) and `build(work, variant) -> Side`.
+those has `PACKAGES`, whose versions are reported, and `build(work, variant) -> Side`; the variants
+are listed in `../snn_training.py`.
 """
 
 from collections.abc import Callable

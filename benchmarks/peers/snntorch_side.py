@@ -11,10 +11,8 @@ import snntorch
 import torch
 from side import Side
 from torch import nn
-from torch_side import VARIANTS, linear, make_side
+from torch_side import linear, make_side
 from workload import DECAY, THRESHOLD, Workload
-
-__all__ = ["PACKAGES", "VARIANTS", "build"]
 
 PACKAGES = ("snntorch", "torch")
 

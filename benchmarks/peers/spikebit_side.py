@@ -18,7 +18,6 @@ from spikebit.simulator.readout import LeakyReadout
 from spikebit.simulator.surrogate import triangular
 
 PACKAGES = ("spikebit", "jax", "numba")
-VARIANTS = ("bptt",)
 
 
 def _network(work: Workload) -> Network:

@@ -12,10 +12,8 @@ import torch
 from side import Side
 from spikingjelly.activation_based import functional, neuron, surrogate
 from torch import nn
-from torch_side import VARIANTS, linear, make_side
+from torch_side import linear, make_side
 from workload import DECAY, THRESHOLD, Workload
-
-__all__ = ["PACKAGES", "VARIANTS", "build"]
 
 PACKAGES = ("spikingjelly", "torch")
 

@@ -16,7 +16,6 @@ from side import Side
 from workload import DECAY, THRESHOLD, Workload
 
 PACKAGES = ("spyx", "jax", "flax")
-VARIANTS = ("run(Sequential)", "run per layer")
 
 
 def _model(work: Workload) -> spyx.nn.Sequential:
@@ -48,7 +47,7 @@ def _per_layer(model: spyx.nn.Sequential, x: jax.Array) -> list[jax.Array]:
 
 
 def build(work: Workload, variant: str) -> Side:
-    """The network on `variant`, one of `VARIANTS`; decay rates are not trained."""
+    """The network on `variant`, as in the head of this file; decay rates are not trained."""
     graph, weights, rest = nnx.split(
         _model(work), lambda path, _: path[-1] in ("kernel", "recurrent_w"), ...
     )

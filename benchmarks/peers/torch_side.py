@@ -18,7 +18,6 @@ from torch import nn
 from workload import Workload
 
 CHUNK = 25
-VARIANTS = ("eager", "torch.compile")
 
 
 def linear(weight: np.ndarray, scale: float = 1.0) -> nn.Linear:
@@ -36,9 +35,11 @@ class Stack(nn.Module):
         self.layers = nn.ModuleList(layers)
 
     def initial(self, batch: int) -> list[Any]:
+        """The state of every layer before the first step."""
         return [layer.initial(batch) for layer in self.layers]
 
     def forward(self, x: torch.Tensor, states: list[Any]) -> tuple[torch.Tensor, list[Any]]:
+        """The outputs of the last layer for the chunk x, and the states after it."""
         new = []
         for layer, state in zip(self.layers, states, strict=True):
             x, state = layer(x, state)
@@ -54,7 +55,6 @@ def make_side(
     scale: float = 1.0,
 ) -> Side:
     """Times a stack of layers; its parameters are `scale` times the weights of the workload."""
-    torch.set_num_threads(torch.get_num_threads())  # all cores; fixed before anything is compiled
     stack = Stack(layers)
     run, chunk = stack, len(work.inputs)
     if variant == "torch.compile":

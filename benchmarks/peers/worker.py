@@ -1,8 +1,8 @@
 """One library in a process of its own, driven by `../snn_training.py` over standard input.
 
 What belongs here: build, check and time one side; no library and no statistics. Called as
-`worker.py LIBRARY NETWORK VARIANT`, it answers one JSON line when it is ready and one for each
-line that it reads, until the input ends.
+`worker.py LIBRARY NETWORK VARIANT CORES`, it answers one JSON line when it is ready and one for
+each line that it reads, until the input ends.
 """
 
 import contextlib
@@ -43,8 +43,10 @@ def measure(side) -> dict:
     }
 
 
-def main(library: str, network: str, variant: str) -> None:
+def main(library: str, network: str, variant: str, cores: str) -> None:
     """Answers on the real standard output; whatever the library prints goes to standard error."""
+    if hasattr(os, "sched_setaffinity"):  # before any library starts its threads
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-int(cores) :])
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
 

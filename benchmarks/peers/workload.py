@@ -6,13 +6,16 @@ A hidden unit is a leaky integrate-and-fire unit that resets to zero after a spi
 
     v_t = DECAY v_{t-1} (1 - y_{t-1}) + w x_t (+ h y_{t-1}),    y_t = [v_t > THRESHOLD],
 
-differentiated with the triangular surrogate max(0, 1 - |v - THRESHOLD|) and, where a library has the
-choice, not through the reset. The readout integrates without spikes, v_t = DECAY v_{t-1} + w x_t.
-The loss is the cross entropy of the readout at every step: sum over steps, mean over the batch.
-Weights are normal with standard deviation 2 / sqrt(fan-in) from inputs or spikes into a hidden
-layer, 1 / sqrt(fan-in) elsewhere, which makes the hidden units fire in about 5 % of the steps.
+differentiated with the triangular surrogate max(0, 1 - |v - THRESHOLD|) and, where a library has
+the choice, not through the reset. The readout never fires: v_t = DECAY v_{t-1} + w y_t. The loss is
+the cross entropy of the readout at every step: sum over steps, mean over the batch.
+
+Weights are normal; their standard deviation times sqrt(fan-in) is 2 into a hidden layer, so that
+its units fire in 4 to 5 % of the steps, 1 into the readout, and 1/2 in the recurrent connection,
+where 1 would let the gradient grow exponentially over the steps.
 """
 
+import itertools
 import math
 from typing import NamedTuple
 
@@ -26,10 +29,6 @@ BATCH = 64
 SHAPES = {
     "a": ((784, 512, 512), 10, 100, False),
     "b": ((700, 256), 20, 250, True),
-}
-TITLES = {
-    "a": "(a) 784-512-512-10, batch 64, 100 steps",
-    "b": "(b) 700-256 (recurrent)-20, batch 64, 250 steps",
 }
 
 
@@ -57,7 +56,7 @@ def make(name: str) -> Workload:
         return (random.standard_normal((n_in, n_out)) * gain / math.sqrt(n_in)).astype(np.float32)
 
     weights = {}
-    for layer, (n_in, n) in enumerate(zip(sizes[:-1], sizes[1:], strict=True)):
+    for layer, (n_in, n) in enumerate(itertools.pairwise(sizes)):
         weights[f"w{layer}"] = normal(n_in, n, 2.0)
         if recurrent:
             weights[f"h{layer}"] = normal(n, n, 0.5)

@@ -107,6 +107,9 @@ def test_integer_edges():
     s = np.float32(np.abs(x).max()) / np.float32(127)
     expected = (np.clip(np.rint(x.astype(np.float32) / s), -127, 127) * s).astype(np.float16)
     np.testing.assert_array_equal(quantize(jnp.asarray(x), "int8"), expected)
+    # ... and is rounded even where a compiler could skip that, as it is only widened again
+    widened = jax.jit(lambda x: quantize(x, "int8").astype(jnp.float32))(x)
+    np.testing.assert_array_equal(widened, expected.astype(np.float32))
 
 
 @pytest.mark.parametrize(

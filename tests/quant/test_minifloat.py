@@ -223,6 +223,13 @@ def test_16_bit_inputs_keep_their_dtype(name, dtype):
     np.testing.assert_array_equal(bits(got), bits(expected))
 
 
+def test_saturation_stays_finite_in_the_dtype_of_x():
+    """65504 in bfloat16 is 65536, which float16 cannot hold."""
+    x = jnp.array([65504.0, -65504.0], jnp.float16)
+    assert quantize(x, "bfloat16").tolist() == [65504, -65504]
+    assert quantize(x, "bfloat16", overflow="spec").tolist() == [np.inf, -np.inf]
+
+
 def test_excess_precision_does_not_reach_the_rounding():
     """XLA may skip the rounding of a * b to bfloat16 if it is only widened again."""
     a, b = np.random.default_rng(1).normal(size=(2, 20_000)).astype(ml_dtypes.bfloat16)

@@ -202,31 +202,22 @@ def test_prediction_is_judged_by_the_mean_over_all_frames():
     assert got.predictions is None
 
 
-def stochastic(**changes):
+def stochastic():
     """A job that draws random numbers wherever one can."""
     return job(
         cell=SNUCell,
         encode=lambda x, key: encoding.poisson(x, STEPS, key, 800.0),
         make_rule=FULL,
-        update_every=2,
-        tx=optax.adam(0.05),
+        chunk=2,
+        tx=optax.sgd(0.05, momentum=0.9),
         memory=quant.number_format("e4m3fn", "stochastic"),
         epochs=3,
         batch=2,
         log_every=2,
         checkpoint_every=3,
-        **changes,
     )
 
 
-@pytest.fixture
-def promotion():
-    """Optax's adam relies on it."""
-    with jax.numpy_dtype_promotion("standard"):
-        yield
-
-
-@pytest.mark.usefixtures("promotion")
 def test_a_run_that_stops_goes_on_to_the_same_bits():
     j, saved, lines = stochastic(), [], []
 

@@ -227,7 +227,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the benchmark; 1 if a library's gradients were wrong, 2 for bad input."""
+    """Runs the benchmark; 1 if an installed library failed or its gradients, 2 for bad input."""
     args = parse(argv)
     if args.write:
         try:
@@ -263,7 +263,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(body)
     if args.write:
         write_section(args.write, SECTION, body)
-    return int(any(row.facts.get("problem") for row in rows))
+    wrong = [row.facts.get("error") or row.facts["problem"] or "" for row in rows]
+    return int(any(text and not text.startswith("not installed") for text in wrong))
 
 
 if __name__ == "__main__":

@@ -184,41 +184,29 @@ def lane_sum(typing, tile):
     return tile.dtype(tile), generate
 
 
-def _nonzero_mask(context, builder, array_type, array, offset):
-    element = context.get_value_type(array_type.dtype)
-    vector = ir.VectorType(element, GROUP)
-    pointer = _pointer(context, builder, array_type, array, offset, vector)
-    values = builder.load(pointer, align=max(array_type.dtype.bitwidth, 8) // 8)
-    zero = ir.Constant(vector, None)
-    if isinstance(array_type.dtype, types.Float):
-        return builder.fcmp_unordered("!=", values, zero)  # unordered: NaN is an event
-    return builder.icmp_unsigned("!=", values, zero)
-
-
 @no_type_check
 @intrinsic
-def count_nonzeros(typing, array, offset):
-    """Counts the non-zeros among the GROUP elements of `array` at the flat `offset`."""
-
-    def generate(context, builder, signature, args):
-        mask = _nonzero_mask(context, builder, array, *args)
-        bits = builder.bitcast(mask, ir.IntType(GROUP))
-        return builder.zext(builder.ctpop(bits), ir.IntType(64))
-
-    return types.int64(array, offset), generate
-
-
-@no_type_check
-@intrinsic
-def append_nonzeros(typing, array, offset, base, places, count):
-    """Appends base + i for each of the GROUP elements with array[offset + i] != 0 to `places`.
+def append_nonzeros(typing, array, offset, width, base, places, count):
+    """Appends base + i for each i < width <= GROUP with array[offset + i] != 0 to `places`.
 
     `places` (int32) holds `count` entries and has room; returns the new count.
     """
 
     def generate(context, builder, signature, args):
-        array_, offset_, base_, places_, count_ = args
-        mask = _nonzero_mask(context, builder, array, array_, offset_)
+        array_, offset_, width_, base_, places_, count_ = args
+        is_float = isinstance(array.dtype, types.Float)
+        values = ir.VectorType(context.get_value_type(array.dtype), GROUP)
+        zero = ir.Constant(values, None)
+        pointer = _pointer(context, builder, array, array_, offset_, values)
+        bits = array.dtype.bitwidth
+        name = f"llvm.masked.load.v{GROUP}{'f' if is_float else 'i'}{bits}.p0"
+        inside = _first_lanes(builder, GROUP, width_)
+        align = ir.Constant(_I32, bits // 8)
+        values = _call(builder, name, values, [pointer, align, inside, zero])
+        if is_float:
+            mask = builder.fcmp_unordered("!=", values, zero)  # unordered: NaN is an event
+        else:
+            mask = builder.icmp_unsigned("!=", values, zero)
         vector = ir.VectorType(_I32, GROUP)
         indices = builder.add(
             _splat(builder, vector, builder.trunc(base_, _I32)),
@@ -227,7 +215,7 @@ def append_nonzeros(typing, array, offset, base, places, count):
         out = _pointer(context, builder, places, places_, count_, _I32)
         name = f"llvm.masked.compressstore.v{GROUP}i32"
         _call(builder, name, ir.VoidType(), [indices, out, mask])
-        bits = builder.bitcast(mask, ir.IntType(GROUP))
-        return builder.add(count_, builder.zext(builder.ctpop(bits), count_.type))
+        found = builder.ctpop(builder.bitcast(mask, ir.IntType(GROUP)))
+        return builder.add(count_, builder.zext(found, count_.type))
 
-    return types.int64(array, offset, base, places, count), generate
+    return types.int64(array, offset, width, base, places, count), generate

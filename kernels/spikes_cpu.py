@@ -105,12 +105,9 @@ def _helpers(frame, api, size, tasks):
 def _find_nonzeros(a, row, places, count):
     """Appends the columns of the non-zeros of a row of `a` to the `count` entries of `places`."""
     columns = a.shape[1]
-    whole = columns - columns % simd.GROUP
-    for j in range(0, whole, simd.GROUP):
-        count = simd.append_nonzeros(a, row * columns + j, j, places, count)
-    for j in range(whole, columns):
-        places[count] = j
-        count += a[row, j] != 0
+    for j in range(0, columns, simd.GROUP):
+        width = min(columns - j, simd.GROUP)
+        count = simd.append_nonzeros(a, row * columns + j, width, j, places, count)
     return count
 
 
@@ -193,13 +190,13 @@ def _share_handler(api, zero):
 @ffi.compiled
 def _forward_rows(frame, zero, extra, task):
     x, w, y = ffi.argument(frame, 0, zero), ffi.argument(frame, 1, zero), ffi.result(frame, 0, zero)
-    places = np.empty(x.shape[1] + simd.GROUP, np.int32)
-    scale = np.empty(x.shape[1], w.dtype)
+    k, n = w.shape
+    places, scale = np.empty(k + simd.GROUP, np.int32), np.empty(k, w.dtype)
     for row in range(task * _ROWS, min((task + 1) * _ROWS, x.shape[0])):
         count = _find_nonzeros(x, row, places, np.int64(0))
         for e in range(count):
             scale[e] = x[row, places[e]]
-        _row_sum(scale, places, 0, count, w, y, row, 0, w.shape[1], True)
+        _row_sum(scale, places, 0, count, w, y, row, 0, n, True)
 
 
 _forward_loop = ffi.shared_loop(_forward_rows)
@@ -229,24 +226,26 @@ def _add_outer_products(x, dy, dw, first, end, fresh):
     k, n = dw.shape
     # The non-zeros row by row, then sorted by column: each row of dw is then one sum.
     places = np.empty((end - first) * k + simd.GROUP, np.int32)
+    values = np.empty((end - first) * k, dw.dtype)
     row_ends = np.empty(end - first, np.int64)
     count = np.int64(0)
     for row in range(first, end):
+        start = count
         count = _find_nonzeros(x, row, places, count)
+        for e in range(start, count):
+            values[e] = x[row, places[e]]
         row_ends[row - first] = count
     ends = np.zeros(k + 1, np.int64)  # of the columns before; while filling, of this column
     for e in range(count):
         ends[places[e] + 1] += 1
     for i in range(k):
         ends[i + 1] += ends[i]
-    rows = np.empty(count, np.int32)
-    scale = np.empty(count, dw.dtype)
+    rows, scale = np.empty(count, np.int32), np.empty(count, dw.dtype)
     e = 0
     for row in range(first, end):
         while e < row_ends[row - first]:
             i = places[e]
-            rows[ends[i]] = row
-            scale[ends[i]] = x[row, i]
+            rows[ends[i]], scale[ends[i]] = row, values[e]
             ends[i] += 1
             e += 1
     wide = _WIDE // dw.itemsize
@@ -263,8 +262,10 @@ def _add_outer_products(x, dy, dw, first, end, fresh):
 @ffi.inlined
 def _parts(x, dw):
     """Into how many sums over rows of x the gradient is split: by shape, so always the same."""
-    memory = (1 << 25) // (dw.size * dw.itemsize)
-    return max(1, min(8, memory, x.shape[0] // 1024)) if x.size * dw.shape[1] >= _SERIAL else 1
+    rows, memory = x.shape[0], (1 << 25) // (dw.size * dw.itemsize)
+    if rows < 1 << 11 or x.size * dw.shape[1] < _SERIAL:
+        return 1
+    return max(1, min(2 if rows < 1 << 13 else 4 if rows < 1 << 15 else 8, memory))
 
 
 @no_type_check

@@ -24,6 +24,9 @@ from .stack import Layer
 from .unroll import drive, previous_outputs, recurrent_gradient, scan_units, split_kernels
 
 
+_UNROLLED = 8  # outer products that fuse with the sum they go into; more are one matrix product
+
+
 class LayerTrace(NamedTuple):
     """Makes and uses the trace of one layer."""
 
@@ -150,12 +153,25 @@ def _contract(dense, ds, dmemory, dy, trace: UnitTrace) -> tuple[Array | None, d
             for k, e in trace.units.items()
         }
         return kernels, units
-    kernels = None if trace.kernels is None else jnp.einsum("bmn,bmnu->un", ds, trace.kernels)
+    kernels = None if trace.kernels is None else _sum_over_samples(ds, trace.kernels)
     units = {
         k: ((dmemory * e).sum(1) + dy * trace.outputs[k]).reshape(-1, dy.shape[-1]).sum(0)
         for k, e in trace.units.items()
     }
     return kernels, units
+
+
+def _sum_over_samples(ds: Array, eps: Array) -> Array:
+    """The sum of ds . eps over samples and memory variables, (nu, n); one sample at a time.
+
+    Traces are the largest arrays here; a sample's fits a cache and is read once.
+    """
+
+    def add(total: Array, one: tuple[Array, Array]) -> tuple[Array, None]:
+        d, e = one
+        return total + (d[..., None] * e).sum(0), None
+
+    return jax.lax.scan(add, jnp.zeros(eps.shape[2:], eps.dtype), (ds, eps))[0].T
 
 
 def _add_carried(grads: dict, carried: tuple[Array | None, dict], w: Array | None) -> dict:
@@ -181,7 +197,13 @@ def _roll_kernels(dense, total, dz, u, eps) -> Array:
     if dense:
         p = jnp.moveaxis(total.reshape(*total.shape[:2], -1), 1, 0)  # (B, S, S)
         return jnp.einsum("brs,bsnu->brnu", p, eps) + jnp.einsum("rkbn,kbu->brnu", dz, u)
-    return jnp.einsum("rbmn,bmnu->brnu", total, eps) + jnp.einsum("rkbn,kbu->brnu", dz, u)
+    m, steps = total.shape[0], dz.shape[1]
+    new = [sum(total[r, :, j, :, None] * eps[:, j] for j in range(m)) for r in range(m)]
+    if steps > _UNROLLED:
+        added = jnp.einsum("rkbn,kbu->rbnu", dz, u)
+    else:
+        added = [sum(d[:, :, None] * x[:, None] for d, x in zip(dr, u, strict=True)) for dr in dz]
+    return jnp.stack([a + b for a, b in zip(new, added, strict=True)], 1)
 
 
 def _roll_units(dense, direct, dy, dwide, eps, eps_y) -> Array:

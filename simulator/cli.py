@@ -120,7 +120,7 @@ def _compare(args: argparse.Namespace) -> None:
     runs = [open_run(path) for path in args.runs]
     table = compare_runs.rows(runs)
     Path(args.out).write_bytes(report.png(compare_runs.plot(runs)))
-    _print_table(args, table)
+    _print_table(args, table, upright=True)
     print(f"learning curves: {args.out}", file=sys.stderr)
 
 
@@ -132,14 +132,16 @@ def _rules(args: argparse.Namespace) -> None:
     _print_table(args, rules_table(names, cell=args.cell, **sizes))
 
 
-def _print_table(args: argparse.Namespace, table: list[dict[str, Any]]) -> None:
+def _print_table(
+    args: argparse.Namespace, table: list[dict[str, Any]], *, upright: bool = False
+) -> None:
     from .compare_runs import as_text
 
     if args.json:
         for row in table:
             _print_json(row)
     else:
-        print(as_text(table))
+        print(as_text(table, upright=upright))
 
 
 def _print_json(value: dict[str, Any]) -> None:

@@ -33,10 +33,17 @@ def rows(runs: Sequence[RunDirectory]) -> list[dict[str, Any]]:
     return table
 
 
-def as_text(table: Sequence[dict[str, Any]]) -> str:
-    """The rows as aligned columns; a column without any value is left out."""
-    columns = [name for name in table[0] if any(row[name] is not None for row in table)]
-    cells = [columns, *([_cell(row[name]) for name in columns] for row in table)]
+def as_text(table: Sequence[dict[str, Any]], *, upright: bool = False) -> str:
+    """The rows in aligned columns; what has no value in any row is left out.
+
+    Args:
+        table: rows with the same keys.
+        upright: each row becomes a column, better for few rows of many fields.
+    """
+    names = [name for name in table[0] if any(row[name] is not None for row in table)]
+    cells = [names, *([_cell(row[name]) for name in names] for row in table)]
+    if upright:
+        cells = [list(column) for column in zip(*cells, strict=True)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = ["  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) for line in cells]
     return "\n".join(line.rstrip() for line in lines)

@@ -54,22 +54,21 @@ class Display(contextlib.AbstractContextManager):
             self._progress.update(task, total=job.steps, completed=step)
 
         def metrics(line: dict[str, Any]) -> None:
-            text = _describe(line)
+            text = describe(line, ("train",))
             self._progress.update(task, completed=line["step"], epoch=line["epoch"], text=text)
             if "test_loss" in line:
-                self.note(f"epoch {line['epoch']}: {text}")
+                self.note(f"epoch {line['epoch']}: {describe(line, ('train', 'test'))}")
             if also is not None:
                 also(line)
 
         return Watcher(started, metrics, self.note)
 
 
-def _describe(line: dict[str, Any]) -> str:
-    parts = [f"loss {line['train_loss']:.3f}"]
-    for part in ("train", "test"):
-        accuracy = line.get(f"{part}_accuracy")
-        if accuracy is not None:
-            parts.append(f"{part} accuracy {accuracy:.1%}")
-    if line["train_accuracy"] is None and "test_loss" in line:
-        parts.append(f"test loss {line['test_loss']:.3f}")
-    return ", ".join(parts)
+def describe(line: dict[str, Any], parts: tuple[str, ...]) -> str:
+    """Loss, and accuracy where there is one, of some parts of the data in a line of metrics."""
+    told = []
+    for part in parts:
+        told.append(f"{part} loss {line[f'{part}_loss']:.3f}")
+        if line[f"{part}_accuracy"] is not None:
+            told.append(f"accuracy {line[f'{part}_accuracy']:.1%}")
+    return ", ".join(told)

@@ -73,13 +73,13 @@ def test_a_run_with_dead_gradients_or_an_error_does_not_count(results, row):
 
 
 def test_table_holds_every_cell_in_its_place(results):
-    header, lines = ["name", "x"], [["a|b", "1"], ["", "long cell"]]
+    header, lines = ["name", "x", "y"], [["a|b", "1", ""], ["", "long cell", "2"]]
     shown = results.table(header, lines).replace("\\|", "¦").splitlines()
     assert [cells(line) for line in shown] == [
         header,
-        ["-" * 4, "-" * 8 + ":"],
-        ["a¦b", "1"],
-        ["", "long cell"],
+        ["-" * 4, "-" * 8 + ":", "--:"],
+        ["a¦b", "1", ""],
+        ["", "long cell", "2"],
     ]
     assert len({len(line) for line in shown[:2] + shown[3:]}) == 1
 
@@ -132,6 +132,11 @@ def test_replace_section_adds_a_section_that_is_not_there(results, text):
 def test_replace_section_refuses_broken_markers(results, text):
     with pytest.raises(ValueError, match=f"{BEGIN} once and after it the line {END} once"):
         results.replace_section(text, "mine", "body")
+
+
+def test_trying_to_write_a_section_leaves_nothing_behind(results, tmp_path):
+    results.write_section(tmp_path / "RESULTS.md", "mine", None)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
@@ -198,6 +203,23 @@ def test_json_is_one_object_a_line(benchmark, timed, capsys):
     assert ratios["b", "spikebit"] == (1, 1)
 
 
+@pytest.mark.parametrize(
+    ("facts", "code"),
+    [
+        ({"error": "not installed (No module named 'norse')"}, 0),
+        ({"error": "RuntimeError: no"}, 1),
+        ({"problem": "zero or non-finite gradients of w0", "gradient_norms": {"w0": 0.0}}, 1),
+    ],
+)
+def test_exit_code_tells_a_failure_from_a_library_that_is_missing(
+    benchmark, row, monkeypatch, capsys, facts, code
+):
+    rows = [row("spikebit", [1.0], [1.0]), row("norse", [1.0], [1.0], **facts)]
+    monkeypatch.setattr(benchmark, "run_network", lambda *_: rows)
+    assert benchmark.main(["--only", "a"]) == code
+    assert next(iter(facts.values())).split(" (")[0] in capsys.readouterr().out
+
+
 def test_quick_leaves_compilation_and_single_cores_out(benchmark, timed):
     benchmark.main(["--quick", "--only", "b"])
     (plan,) = timed
@@ -226,6 +248,46 @@ def test_write_replaces_its_section_and_refuses_a_broken_file(benchmark, timed, 
         assert len(err.splitlines()) == 1
         assert str(target) in err
     assert path.read_text() == broken
+
+
+@pytest.fixture
+def worker(monkeypatch):
+    monkeypatch.syspath_prepend(str(FOLDER / "peers"))
+    module = importlib.import_module("worker")
+    monkeypatch.setattr(module, "MIN_SECONDS", 0.0)
+    return module
+
+
+class Library:
+    """Stands for a side; `steps` holds what its next steps return, the last one for ever."""
+
+    def __init__(self, *steps):
+        self.steps = list(steps)
+
+    def step(self):
+        return self.steps.pop(0) if len(self.steps) > 1 else self.steps[0]
+
+    def spikes(self):
+        return [np.array([[0.0, 1.0], [0.0, 0.0]])]
+
+
+def test_check_tells_norms_rates_and_dead_or_broken_layers(worker):
+    grads = {"w0": np.array([[3.0, 4.0]]), "w1": np.zeros((2, 2)), "h0": np.array([[np.nan]])}
+    found = worker.check(Library((2.5, grads)))
+    assert (found["loss"], found["gradient_norms"]["w0"], found["firing_rates"]) == (2.5, 5, [0.25])
+    assert found["problem"] == "zero or non-finite gradients of w1, h0"
+    assert worker.check(Library((2.5, {"w0": grads["w0"]})))["problem"] is None
+
+
+@pytest.mark.parametrize("later", [(2.6, 1.0), (2.5, 1.1), (2.5, np.nan)], ids=str)
+def test_measure_refuses_results_that_change_from_step_to_step(worker, later):
+    first, other = ((loss, {"w0": np.array([g])}) for loss, g in ((2.5, 1.0), later))
+    side = Library(first, first, other)
+    checked = worker.check(side)
+    assert worker.measure(side, checked)["error"].startswith("not reproducible")
+    steady = worker.measure(Library(first), checked)
+    assert steady["wall"] > 0
+    assert steady["cpu"] >= 0
 
 
 def test_a_library_that_is_not_installed_is_said_to_be(benchmark, results):

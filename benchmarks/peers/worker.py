@@ -17,30 +17,43 @@ import numpy as np
 import workload
 
 MIN_SECONDS = 0.2
+TOLERANCE = 1e-3  # what the order of a sum over threads may change
+
+
+def norms_of(grads: dict) -> dict[str, float]:
+    """The Euclidean norm of every gradient."""
+    return {key: float(np.linalg.norm(np.asarray(g, np.float64))) for key, g in grads.items()}
 
 
 def check(side) -> dict:
     """The loss, the gradient norms and the firing rates; "problem" says what is wrong or None."""
     loss, grads = side.step()
-    norms = {key: float(np.linalg.norm(np.asarray(g, np.float64))) for key, g in grads.items()}
+    norms = norms_of(grads)
     rates = [float(np.asarray(y).mean()) for y in side.spikes()]
     bad = [key for key, norm in norms.items() if not (np.isfinite(norm) and norm > 0)]
     problem = f"zero or non-finite gradients of {', '.join(bad)}" if bad else None
     return {"loss": loss, "gradient_norms": norms, "firing_rates": rates, "problem": problem}
 
 
-def measure(side) -> dict:
-    """Seconds of wall and CPU time (all threads) of one step, after one that is not counted."""
+def measure(side, checked: dict) -> dict:
+    """Seconds of wall and CPU time (all threads) of one step, after one that is not counted.
+
+    An error if the last step's loss and gradients are not those of the first step ever.
+    """
     side.step()
-    steps, wall, cpu = 0, time.perf_counter(), time.process_time()
-    while steps == 0 or time.perf_counter() - wall < MIN_SECONDS:
-        side.step()
+    steps, wall, cpu = 1, time.perf_counter(), time.process_time()
+    loss, grads = side.step()
+    while time.perf_counter() - wall < MIN_SECONDS:
+        loss, grads = side.step()
         steps += 1
-    return {
-        "wall": (time.perf_counter() - wall) / steps,
-        "cpu": (time.process_time() - cpu) / steps,
-        "steps": steps,
-    }
+    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    now = {"loss": loss, **norms_of(grads)}
+    first = {"loss": checked["loss"], **checked["gradient_norms"]}
+    changed = [k for k in first if not abs(now[k] - first[k]) <= TOLERANCE * abs(first[k])]
+    if changed:
+        told = ", ".join(f"{k} from {first[k]:.6g} to {now[k]:.6g}" for k in changed)
+        return {"error": f"not reproducible: {told}"}
+    return {"wall": wall / steps, "cpu": cpu / steps}
 
 
 def main(library: str, network: str, variant: str, cores: str) -> None:
@@ -68,7 +81,7 @@ def main(library: str, network: str, variant: str, cores: str) -> None:
     seconds = time.perf_counter() - started
     answer({**checked, "versions": versions, "set_up_seconds": seconds})
     for _ in sys.stdin:
-        answer(measure(side))
+        answer(measure(side, checked))
 
 
 if __name__ == "__main__":

@@ -87,7 +87,7 @@ def test_value_and_gradients_are_exact_at_every_density(event, shape):
             assert_all_equal(compiled(x, w, dy, *extra), expected)
 
 
-def test_float64(path):
+def test_float64(event):
     with jax.enable_x64(True):
         for shape in ((9, 50, 33), (5, 33, 300)):
             x, w, dy, needed = data(*shape, dtype=np.float64)
@@ -149,7 +149,7 @@ def test_reference_has_the_same_derivatives_and_forward_mode(monkeypatch):
     assert_all_equal(tangent, jnp.where(needed, x, 0) @ w)
 
 
-def test_any_number_of_leading_axes(path):
+def test_any_number_of_leading_axes(event):
     x, w, dy, needed = data(12, 30, 20)
     flat = gradients(spike_matmul, x, w, dy, needed)
     shaped = (a.reshape(3, 2, 2, -1) for a in (x, dy, needed))
@@ -162,7 +162,7 @@ def test_any_number_of_leading_axes(path):
 
 
 @pytest.mark.parametrize("axes", [(0, None, 0), (None, 0, 0), (0, 0, 0), (0, None, None)])
-def test_vmap_of_the_gradient(path, axes):
+def test_vmap_of_the_gradient(event, axes):
     """vmap over x, w, both; the cotangent and `needed` batched or not."""
     x, w, dy, needed = data(5, 40, 21)
     batch = jnp.arange(1.0, 4.0)[:, None, None]
@@ -180,13 +180,13 @@ def reference(x, w, *, needed=None):
     return spike_matmul_reference(x, w, needed)
 
 
-def test_vmap_of_the_cotangent_and_jacrev(path):
+def test_vmap_of_the_cotangent_and_jacrev(event):
     x, w, _, needed = data(3, 20, 18)
     result = jax.jacrev(lambda x, w: spike_matmul(x, w, needed=needed), (0, 1))(x, w)
     assert_all_equal(result, jax.jacrev(lambda x, w: reference(x, w, needed=needed), (0, 1))(x, w))
 
 
-def test_nested_vmap_and_gradient_of_vmap(path):
+def test_nested_vmap_and_gradient_of_vmap(event):
     x, w, _, needed = data(24, 20, 18)
     x, needed = x.reshape(2, 3, 4, 20), needed.reshape(2, 3, 4, 20)
 
@@ -202,7 +202,7 @@ def test_nested_vmap_and_gradient_of_vmap(path):
 
 
 @pytest.mark.parametrize("remat", [False, True])
-def test_scan_jit_and_checkpoint(path, remat):
+def test_scan_jit_and_checkpoint(event, remat):
     xs = whole_numbers((6, 4, 30), 0.2, 5)
     w, h = whole_numbers((30, 22), 1.0, 6), whole_numbers((22, 22), 0.1, 7)
 
@@ -305,7 +305,7 @@ def test_two_python_threads_at_once(event):
 
 
 @pytest.mark.parametrize("shape", [(0, 5, 3), (4, 0, 3), (4, 5, 0)])
-def test_empty_arrays(path, shape):
+def test_empty_arrays(event, shape):
     x, w, dy, needed = (
         jnp.zeros(s) for s in (shape[:2], shape[1:], (shape[0], shape[2]), shape[:2])
     )

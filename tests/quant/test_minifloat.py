@@ -32,20 +32,14 @@ UNUSUAL = [
     Minifloat(3, 0, 3, "ieee"),
     Minifloat(5, 0, 16, "fnuz"),
     Minifloat(1, 3, 0, "ieee"),
-    Minifloat(1, 2, 1, "none"),
     Minifloat(3, 3, -4, "fn"),
-    Minifloat(3, 2, 3, "fn"),
     Minifloat(6, 5, 95, "fnuz"),
-    Minifloat(6, 5, 88, "fnuz"),
     Minifloat(4, 6, 125, "fn"),
     Minifloat(4, 8, 127, "none"),
     Minifloat(8, 3, 127, "ieee"),
-    Minifloat(7, 3, 0, "none"),
     Minifloat(7, 3, 0, "ieee"),
 ]
-ALL = [parse(name) for name in PACKAGE] + UNUSUAL
 named = pytest.mark.parametrize("name", PACKAGE)
-every = pytest.mark.parametrize("fmt", ALL, ids=lambda fmt: fmt.name)
 
 
 def bits(x):
@@ -179,7 +173,11 @@ def test_jit_eager_and_numpy_agree_to_the_bit(fmt, overflow):
     np.testing.assert_array_equal(bits(got), bits(reference(fmt, some, overflow)))
 
 
-@every
+@pytest.mark.parametrize(
+    "fmt",
+    [parse("e4m3fn"), parse("float16"), parse("bfloat16"), parse("e2m1fn"), *UNUSUAL[::2]],
+    ids=lambda fmt: fmt.name,
+)
 def test_float64_is_rounded_once(fmt):
     with jax.enable_x64(True):
         x = points(fmt, np.float64)
@@ -289,6 +287,8 @@ def test_fp4_values():
     assert parse("e2m1fn").values().tolist() == [
         -6, -4, -3, -2, -1.5, -1, -0.5, 0, 0.5, 1, 1.5, 2, 3, 4, 6
     ]  # fmt: skip
+    high_bits_ignored = jnp.array([0x05, 0xF5, 0x15], jnp.uint8)
+    assert parse("e2m1fn").decode(high_bits_ignored).tolist() == [3, 3, 3]
 
 
 @pytest.mark.parametrize(

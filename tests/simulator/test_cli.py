@@ -1,6 +1,8 @@
 """The commands from end to end on a tiny experiment, and what happens when a run is cut short."""
 
 import base64
+import contextlib
+import io
 import json
 import os
 import re
@@ -59,14 +61,15 @@ def experiment(tmp_path_factory):
 @pytest.fixture(scope="module")
 def whole(experiment, tmp_path_factory):
     """A run that was never interrupted, and what it printed."""
-    import contextlib
-    import io
-
     folder = tmp_path_factory.mktemp("whole") / "run"
-    out = io.StringIO()
-    with jax.numpy_dtype_promotion("standard"), contextlib.redirect_stdout(out):
+    out, err = io.StringIO(), io.StringIO()
+    with (
+        jax.numpy_dtype_promotion("standard"),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+    ):
         assert main(["run", experiment, "--set", f"run.dir={folder}", "--json"]) == 0
-    return folder, out.getvalue()
+    return folder, out.getvalue(), err.getvalue()
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -102,7 +105,7 @@ def results(folder):
 
 
 def test_run_prints_json_lines_and_leaves_a_whole_run(whole):
-    folder, out = whole
+    folder, out, _ = whole
     *metrics, last = lines_of(out)
     assert last["run"] == str(folder)
     assert 0 <= last["test_accuracy"] <= 1
@@ -115,8 +118,21 @@ def test_run_prints_json_lines_and_leaves_a_whole_run(whole):
     assert json.loads((folder / "run.json").read_text())["state"] == "complete"
 
 
+def test_where_nobody_looks_progress_is_a_line_an_epoch(whole):
+    folder, out, err = whole
+    first, *epochs = err.splitlines()
+    assert str(folder) in first
+    assert "40 train + 40 test samples" in first
+    for number, (line, metrics) in enumerate(
+        zip(epochs, lines_of(out)[1:4:2], strict=True), start=1
+    ):
+        accuracy = metrics["test_accuracy"]
+        assert line.startswith(f"epoch {number}: train loss {metrics['train_loss']:.3f}")
+        assert line.endswith(f"accuracy {accuracy:.1%}")
+
+
 def test_the_report_inlines_every_picture(whole):
-    folder, _ = whole
+    folder, _, _ = whole
     page = (folder / "report.html").read_text()
     inlined = {base64.b64decode(d) for d in re.findall(r"data:image/png;base64,([^\"]+)", page)}
     files = {(folder / f"{name}.png").read_bytes() for name in PICTURES}
@@ -128,7 +144,7 @@ def test_the_report_inlines_every_picture(whole):
 
 
 def test_a_complete_run_is_not_run_again(whole, capsys):
-    folder, out = whole
+    folder, out, _ = whole
     before = sorted((p, p.stat().st_mtime_ns) for p in folder.rglob("*"))
     assert main(["resume", str(folder), "--json"]) == 0
     captured = capsys.readouterr()

@@ -134,6 +134,9 @@ def test_compare_shows_what_differs_and_what_came_out(runs):
     ]  # fmt: skip
     assert "(8,)" in first
     assert "(9,)" in second
+    upright = compare_runs.as_text([a, b], upright=True).splitlines()
+    assert [line.split()[0] for line in upright] == header.split()
+    assert upright[3].split() == ["network.hidden", "(8,)", "(9,)"]
     curves = compare_runs.plot(runs).lines
     assert [line.get_label() for line in curves] == [
         "<a> train",

@@ -30,6 +30,7 @@ import functools
 import hashlib
 import os
 import re
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, no_type_check
@@ -46,6 +47,7 @@ _WORD = ir.IntType(64)
 _POSIX = os.name == "posix"
 _VERSION, _DESTROY_ERROR, _SCHEDULE, _THREADS = range(4)  # places in the tuple `api()`
 _registered = {}  # handlers by name: XLA holds only their addresses
+_registering = threading.Lock()
 
 # How functions for handlers are compiled: those called in one place are best inlined by numba,
 # which compiles a function again for everything that calls it.
@@ -354,21 +356,21 @@ def register(name: str, make: Callable[[tuple, Any], Callable], zero: np.generic
         make: function of `api()` and `zero` that gives the handler (see the top of this file).
         zero: of the dtype that the handler shall work with.
     """
-    if name in _registered:
-        return
-    handler = make(api(), zero)
-    compile_ = functools.partial(numba.cfunc, types.int64(types.int64), error_model="numpy")
-    try:
-        compiled = compile_(cache=True)(handler)
-    except RuntimeError:  # no place to keep a cache
-        compiled = compile_()(handler)
-    _registered[name] = compiled
-    new = ctypes.pythonapi.PyCapsule_New
-    new.restype, new.argtypes = (
-        ctypes.py_object,
-        [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p],
-    )
-    jax.ffi.register_ffi_target(name, new(compiled.address, None, None), platform="cpu")
+    with _registering:
+        if name in _registered:
+            return
+        handler = make(api(), zero)
+        compile_ = functools.partial(numba.cfunc, types.int64(types.int64), error_model="numpy")
+        try:
+            compiled = compile_(cache=True)(handler)
+        except RuntimeError:  # no place to keep a cache
+            compiled = compile_()(handler)
+        _registered[name] = compiled
+        new = ctypes.pythonapi.PyCapsule_New
+        new.argtypes = [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p]
+        new.restype = ctypes.py_object
+        capsule = new(compiled.address, None, None)
+        jax.ffi.register_ffi_target(name, capsule, platform="cpu")
 
 
 @no_type_check

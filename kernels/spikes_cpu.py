@@ -25,8 +25,8 @@ _WIDE, _MIDDLE, _NARROW = simd.WIDE, simd.MIDDLE, simd.NARROW  # numba needs the
 # of benchmarks/spikes.py: limit * n / (n + half) * (1 + extra / rows). An event costs as much as
 # `half` columns more; the dense product is slow for a single row, but not its outer product.
 _CROSSOVER = {  # limit, half, extra
-    "forward": (0.36, 48.0, 2.0),
-    "weight_gradient": (0.36, 20.0, -4.0),
+    "forward": (0.37, 64.0, 2.0),
+    "weight_gradient": (0.34, 24.0, -4.0),
     "input_gradient": (0.40, 42.0, 2.0),
 }
 

@@ -12,6 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+_SEPARATE = 60  # time steps up to which a raster shows each step apart
+_GAP = 6  # the gap between two of them is one part in so many
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
 
 
@@ -72,7 +74,19 @@ def raster(
         labels.append((top + len(chosen) / 2, f"{name}\n{len(chosen)} of {values.shape[1]}"))
         top += len(chosen)
         borders.append(top - 0.5)
-    ax.imshow(np.concatenate(rows), aspect="auto", cmap="Greys", interpolation="nearest", vmin=0)
+    steps = len(inputs)
+    if steps <= _SEPARATE:  # a white gap after each step
+        rows = [np.repeat(row, _GAP, axis=1) for row in rows]
+        for row in rows:
+            row[:, _GAP - 1 :: _GAP] = 0
+    ax.imshow(
+        np.concatenate(rows),
+        aspect="auto",
+        cmap="Greys",
+        interpolation="nearest",
+        vmin=0,
+        extent=(-0.5, steps - 0.5, top - 0.5, -0.5),
+    )
     for border in borders[:-1]:
         ax.axhline(border, color=COLOURS[1], lw=1)
     ax.set_yticks([y for y, _ in labels], [text for _, text in labels])
@@ -142,24 +156,24 @@ def confusion_matrix(
 
 
 def losses(lost: Mapping[str, Mapping[str, int]], *, ax: Axes | None = None) -> Axes:
-    """What the weight memory lost in each parameter, beside the number of writes.
+    """What share of the writes to each parameter lost something.
 
     Args:
-        lost: parameter -> kind of loss -> how many numbers, as `train.count_lost` gives them.
+        lost: parameter -> "writes" and kinds of loss -> how many numbers, as `train.count_lost`
+            gives them.
         ax: where to draw; None makes a new figure.
     """
     ax = ax or new_axes()
-    kinds = sorted({kind for counts in lost.values() for kind in counts}, key="writes".__ne__)
+    ax.set_yscale("log")
+    ax.set_ylim(1e-4, 100)
+    kinds = sorted({kind for counts in lost.values() for kind in counts} - {"writes"})
     width = 0.8 / max(len(kinds), 1)
     for i, kind in enumerate(kinds):
         x = np.arange(len(lost)) + (i - (len(kinds) - 1) / 2) * width
-        heights = [counts.get(kind, 0) for counts in lost.values()]
-        colour = COLOURS[-1] if kind == "writes" else COLOURS[i - 1]
-        ax.bar(x, heights, width, color=colour, label=kind)
+        shares = [100 * counts[kind] / max(counts["writes"], 1) for counts in lost.values()]
+        ax.bar(x, shares, width, color=COLOURS[i % len(COLOURS)], label=kind)
     ax.set_xticks(range(len(lost)), list(lost))
-    ax.set_yscale("symlog", linthresh=1)
-    ax.set_ylim(bottom=0)
-    ax.set(xlabel="parameter", ylabel="numbers in all updates")
+    ax.set(xlabel="parameter", ylabel="share of writes [%]")
     if kinds:
         ax.legend(frameon=False, ncols=len(kinds), loc="lower center", bbox_to_anchor=(0.5, 1))
     return ax

@@ -95,6 +95,7 @@ def test_integer_equals_the_formula_bit_for_bit(bits, span):
 
 
 def test_integer_edges():
+    assert parse("int4").decode(jnp.array([0xF5, 0x0F], jnp.uint8)).tolist() == [5, -1]
     assert not np.asarray(quantize(jnp.zeros(4), "int8")).any()
     assert quantize(jnp.zeros((0,)), "int8").shape == (0,)
     # the scale comes from the finite numbers, and infinities saturate

@@ -37,7 +37,10 @@ def test_raster_shades_every_layer_by_its_own_largest_value():
     spikes = np.array([[0.0, 1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 0.0]])
     (image,) = plots.raster(inputs, {"0": spikes, "still": np.zeros((3, 1))}).images
     expected = np.concatenate([np.abs(inputs.T) / 4, spikes.T, np.zeros((1, 3))])
-    np.testing.assert_array_equal(image.get_array(), expected)
+    shown = np.asarray(image.get_array())
+    np.testing.assert_array_equal(shown[:, ::6], expected)
+    np.testing.assert_array_equal(shown[:, 5::6], 0)  # the gap after each step
+    assert list(image.get_extent()) == [-0.5, 2.5, 5.5, -0.5]
     (image,) = plots.raster(np.eye(500), {}, most=10).images
     assert image.get_array().shape == (10, 500)
 
@@ -51,10 +54,11 @@ def test_confusion_matrix_counts():
     assert counts == {(0, 0): "2", (1, 0): "1", (1, 1): "1", (0, 2): "1"}
 
 
-def test_losses_are_bars_of_their_counts():
+def test_losses_are_bars_of_their_share_of_writes():
     ax = plots.losses(LOST)
     heights = {c.get_label(): [bar.get_height() for bar in c] for c in ax.containers}
-    assert heights == {"writes": [90, 30], "saturated": [7, 0], "underflowed": [0, 5]}
+    assert heights == {"saturated": [700 / 90, 0], "underflowed": [0, 500 / 30]}
+    plots.losses({"0.w": {"writes": 0, "saturated": 0}})
 
 
 def test_histogram_counts_every_value_once():

@@ -82,11 +82,14 @@ def scan_units(
         product: y_{t-1} @ h, called as product(y, h, needed=...).
     """
     cell = layer.units(unit)
+    # reverse mode keeps z and the carry of each step, and computes the rest again: the memory
+    # traffic of kept intermediates costs more than their arithmetic
+    unit_step = jax.checkpoint(cell.unit_step, prevent_cse=False)
 
     def step(carry: Any, z: Array) -> tuple[Any, Any]:
         if h is not None:
             z = z + product(carry.y, h, needed=cell.support(carry))
-        carry = cell.unit_step(carry, z)
+        carry = unit_step(carry, z)
         return carry, carry
 
     return jax.lax.scan(step, carry, z)

@@ -28,7 +28,10 @@ class Watcher(NamedTuple):
     note: Callable[[str], None] = lambda text: None
 
 
-def run(experiment: Experiment, watcher: Watcher = Watcher()) -> dict[str, Any]:  # noqa: B008
+NOBODY = Watcher()
+
+
+def run(experiment: Experiment, watcher: Watcher = NOBODY) -> dict[str, Any]:
     """Trains an experiment in a new run directory and writes its report.
 
     Returns:
@@ -48,7 +51,7 @@ def run(experiment: Experiment, watcher: Watcher = Watcher()) -> dict[str, Any]:
         return _continue(directory, job, None, watcher)
 
 
-def resume(path: str | Path, watcher: Watcher = Watcher()) -> dict[str, Any]:  # noqa: B008
+def resume(path: str | Path, watcher: Watcher = NOBODY) -> dict[str, Any]:
     """Goes on with a run that stopped, to the same bits as if it had not; as `run` otherwise.
 
     A complete run is left as it is. A run without a checkpoint starts again.
@@ -60,7 +63,7 @@ def resume(path: str | Path, watcher: Watcher = Watcher()) -> dict[str, Any]:  #
     result = directory.result()
     if result is not None:
         watcher.note(f"{directory.path} is complete already")
-        return result
+        return result | {"run": str(directory.path)}  # it may have been moved
     with directory.locked():
         job = build(directory.experiment())
         _warn_of_versions(directory, watcher)

@@ -21,7 +21,9 @@ from spikebit.simulator.snu import SNUCell, SoftSNUCell
 from spikebit.simulator.train import (
     TrainingDiverged,
     check,
+    count_lost,
     initial_state,
+    named_leaves,
     read_parameters,
     train,
 )
@@ -241,12 +243,17 @@ def test_every_purpose_place_and_seed_has_a_key_of_its_own():
 
 
 def test_lost_numbers_are_told_by_parameter():
-    _, lines = result(job(memory=quant.number_format("e4m3fn"), tx=optax.sgd(1e-6)))
-    lost = lines[-1]["lost"]
-    assert set(lost) == {"0.w", "0.h", "0.b", "1.kernel", "1.bias"}
-    # weights are at least 2^-9 apart, so steps of 1e-6 times a gradient move none but zeros
-    assert lost["0.h"]["stagnated"] == 2 * HIDDEN * HIDDEN
-    assert lost["0.h"]["saturated"] == 0
+    memory = quant.number_format("e4m3fn")
+    params = {"layers": {0: {"w": jnp.ones((2, 3))}, 1: {"bias": jnp.zeros(2)}}}
+    state = memory.init(params, None)
+    tiny = jax.tree.map(lambda p: jnp.full_like(p, 1e-6), params)  # below half a step everywhere
+    lost = count_lost(memory.update(state, tiny, None))
+    assert set(lost) == {"0.w", "1.bias"}
+    assert (lost["0.w"]["writes"], lost["0.w"]["stagnated"]) == (12, 6)
+    assert (lost["1.bias"]["stagnated"], lost["1.bias"]["underflowed"]) == (2, 2)
+    assert set(named_leaves(parameters(job().network))) == {
+        "0.w", "0.h", "0.b", "1.kernel", "1.bias",
+    }  # fmt: skip
 
 
 def test_a_loss_that_is_no_number_stops_at_its_batch():

@@ -4,8 +4,9 @@ What belongs here: plain torch that is equal for all of them; no library but tor
 
 A layer is a module with `initial(batch) -> state` and `forward(x, state) -> (y, state)` over a
 chunk x (steps, batch, n). Layer by layer over all steps, so that each input product is one matrix
-product, was faster in eager mode than step by step over all layers. Compiled, a chunk of `CHUNK`
-steps is unrolled into one graph: more steps cost minutes of compilation and were not faster.
+product, took a fifth less CPU time in eager mode than step by step over all layers. Compiled, a
+chunk of `CHUNK` steps is unrolled into one graph; 10 and 50 steps were not faster, and 50 took
+three times as long to compile.
 """
 
 from collections.abc import Sequence

@@ -24,7 +24,13 @@ def _fresh(monkeypatch):
     forget()
 
 
+def choose(monkeypatch, value):
+    monkeypatch.setenv(dispatch.VARIABLE, value)
+    jax.clear_caches()
+
+
 def forget():
+    jax.clear_caches()  # the choice is made while tracing, and JAX remembers traces
     ffi.api.cache_clear()
     for function in (
         dispatch._why_no_cpu_kernels,
@@ -154,7 +160,7 @@ def test_without_a_working_bridge_the_reference_computes_and_one_warning_says_so
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         spike_matmul(x + 1, w)
-    monkeypatch.setenv(dispatch.VARIABLE, "cpu")
+    choose(monkeypatch, "cpu")
     with pytest.raises(ValueError, match=r"=cpu cannot be had here.*no such bridge"):
         spike_matmul(x, w)
 
@@ -162,16 +168,16 @@ def test_without_a_working_bridge_the_reference_computes_and_one_warning_says_so
 def test_the_environment_variable_decides(monkeypatch):
     x, w = jnp.zeros((64, 128)), jnp.zeros((128, 64)).at[0].set(jnp.inf)
     for value, dense in (("reference", True), ("cpu", False), ("", False)):
-        monkeypatch.setenv(dispatch.VARIABLE, value)
+        choose(monkeypatch, value)
         assert np.isnan(spike_matmul(x, w)).all() == dense
-    monkeypatch.setenv(dispatch.VARIABLE, "fast")
+    choose(monkeypatch, "fast")
     with pytest.raises(ValueError, match=r"SPIKEBIT_KERNELS='fast' is not.*reference, cpu or gpu"):
         spike_matmul(x[:1], w)
 
 
 @pytest.mark.skipif(jax.default_backend() == "gpu", reason="there is a GPU")
 def test_a_forced_gpu_that_is_not_there_is_an_error(monkeypatch):
-    monkeypatch.setenv(dispatch.VARIABLE, "gpu")
+    choose(monkeypatch, "gpu")
     with pytest.raises(ValueError, match=r"=gpu cannot be had here.*backend of JAX is"):
         spike_matmul(jnp.zeros((64, 128)), jnp.zeros((128, 64)))
 

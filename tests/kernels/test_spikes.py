@@ -47,6 +47,7 @@ def event(monkeypatch):
 
 
 def force(monkeypatch, path):
+    jax.clear_caches()  # the choice is made while tracing, and JAX remembers traces
     monkeypatch.delenv("SPIKEBIT_KERNELS", raising=False)
     monkeypatch.setattr(spikes, "_SMALL", 1)
     limits = dict.fromkeys(spikes_cpu._CROSSOVER, (PATHS[path], 0.0, 0.0))
@@ -237,6 +238,7 @@ def test_the_density_decides_while_running(monkeypatch):
     many[:, 0] = 0
     w = np.zeros((128, 64), np.float32)
     w[0] = np.inf
+    jax.clear_caches()
     function = jax.jit(spike_matmul)
     assert not np.isnan(function(few, w)).any()
     assert np.isnan(function(many, w)).all()

@@ -294,7 +294,8 @@ def test_without_input_weights_the_input_drives_maps_channel_by_channel(name):
     flat = run(cell, xs.reshape(STEPS, 24, N))
     for a, b in zip(jax.tree.leaves(carries), jax.tree.leaves(flat), strict=True):
         assert a.shape == shape
-        np.testing.assert_array_equal(a.reshape(b.shape), b)
+        # the same numbers but for how XLA vectorises a sigmoid: some ulp near 1
+        np.testing.assert_allclose(a.reshape(b.shape), b, rtol=1e-5, atol=1e-6)
     with pytest.raises(ValueError, match=r"takes 5 features .* got an input of shape \(2, 4\)"):
         cell.initialize_carry((2, 4))
 

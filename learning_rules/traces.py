@@ -23,7 +23,6 @@ from .cut import cut_products
 from .stack import Layer
 from .unroll import drive, previous_outputs, recurrent_gradient, scan_units, split_kernels
 
-
 _UNROLLED = 8  # outer products that fuse with the sum they go into; more are one matrix product
 
 

@@ -55,6 +55,10 @@ def parse(name: str | Format) -> Format:
     """
     if isinstance(name, Format):
         return name
+    if not isinstance(name, str):
+        raise ValueError(
+            f"A format is a Format or a name such as 'e4m3fn' or 'int4'; got fmt={name!r}."
+        )
     if name in _NAMED:
         return _NAMED[name]
     if found := _MINIFLOAT.fullmatch(name):

@@ -79,6 +79,12 @@ def build(experiment: Experiment) -> Job:
 
 def make_dataset(settings: Data) -> Dataset:
     """Loads the data, and keeps the first `limit` samples of each split."""
+    if settings.name == "fashion_mnist_sample" and settings.data_dir is not None:
+        raise ValueError(
+            f"data.data_dir = {settings.data_dir!r} does not apply to data.name = "
+            f'"{settings.name}", which comes with the package: leave it out, or choose '
+            '"fashion_mnist"'
+        )
     dataset = load(settings.name, settings.data_dir, settings.download, **settings.options())
     if not settings.limit:
         return dataset

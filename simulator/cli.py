@@ -9,7 +9,7 @@ standard error. Nothing is computed here, and heavy imports wait until a command
 import argparse
 import json
 import sys
-from typing import Any
+from typing import Any, NoReturn
 
 from .. import __version__
 
@@ -22,7 +22,13 @@ def main(argv: list[str] | None = None) -> int:
     Args:
         argv: the arguments after the program's name; None takes those of the process.
     """
-    args = _parser().parse_args(argv)
+    try:
+        args = _parser().parse_args(argv)
+    except _UsageError as error:
+        print(f"spikebit: {error}", file=sys.stderr)
+        if "--json" in (sys.argv[1:] if argv is None else argv):
+            _print_json({"error": str(error)})
+        return 2
     try:
         args.command(args)
     except (ValueError, OSError) as error:
@@ -37,8 +43,19 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
+class _UsageError(ValueError):
+    """Arguments that make no command."""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise _UsageError(f"{message}; see {self.prog} --help")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="spikebit",
         description="Spiking and recurrent networks that learn online, on weights of few bits.",
     )

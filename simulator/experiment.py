@@ -18,6 +18,7 @@ Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 IMAGE_ENCODERS = ("direct", "poisson", "latency")
+Folder = Annotated[str, Field(min_length=1, max_length=1000, pattern=r"^[^\x00]+$")]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
 
 
@@ -26,7 +27,7 @@ class Run:
     """Where the run goes and which random numbers it uses."""
 
     name: Name = "experiment"
-    dir: Annotated[str, Field(min_length=1)] | None = None  # None: runs/<name>-<next number>
+    dir: Folder | None = None  # None: runs/<name>-<next number>
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
 
 

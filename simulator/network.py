@@ -100,7 +100,10 @@ def _probe(text: str, carry: tuple[Any, ...]) -> Callable[[tuple[Any, ...]], PyT
     index, _, field = text.partition(".")
     if not index.isdigit() or int(index) >= len(carry) or carry[int(index)] == ():
         cells = [str(i) for i, c in enumerate(carry) if c != ()]
-        raise ValueError(f"record={text!r}: layers with a state are {', '.join(cells)}.")
+        raise ValueError(
+            f"record={text!r} is not LAYER or LAYER.FIELD: layers with a state are "
+            f"{', '.join(cells)}; the spikes of layer 0 are '0.y'."
+        )
     i = int(index)
     known = getattr(carry[i], "_fields", ())
     if not field:

@@ -36,7 +36,10 @@ def learning_curve(
     quantity = "accuracy" if any(m["train_accuracy"] is not None for m in metrics) else "loss"
     per_epoch = max((m["batch"] for m in metrics), default=1)
     shade = COLOURS[colour % len(COLOURS)]
-    for part, style in (("train", {"lw": 1, "alpha": 0.5}), ("test", {"lw": 2, "marker": "o"})):
+    for part, style in (
+        ("train", {"lw": 1, "alpha": 0.5, "marker": "."}),
+        ("test", {"lw": 2, "marker": "o"}),
+    ):
         points = [m for m in metrics if m.get(f"{part}_{quantity}") is not None]
         x = [m["epoch"] - 1 + m["batch"] / per_epoch for m in points]
         y = [m[f"{part}_{quantity}"] for m in points]

@@ -50,10 +50,15 @@ def rules_table(
     Raises:
         ValueError: an unknown rule or cell, a size below 1.
     """
-    sizes = {"inputs": inputs, "outputs": outputs, "steps": steps, "batch": batch}
+    sizes = {"inputs": inputs, "hidden": hidden, "outputs": outputs}
+    sizes |= {"steps": steps, "batch": batch}
     for name, size in sizes.items():
         if size < 1:
             raise ValueError(f"--{name} = {size}: must be at least 1")
+    if not 0 <= seed < 2**31:
+        raise ValueError(f"--seed = {seed}: must be at least 0 and below 2^31")
+    if not rules:
+        raise ValueError(f"--rules is empty: name some of {', '.join(RULES)}")
     for name in rules:
         if name not in RULES:
             raise ValueError(f"--rules: {name!r} is not known; known are {', '.join(RULES)}")

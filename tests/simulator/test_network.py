@@ -120,7 +120,9 @@ def test_layers_that_do_not_fit_are_named():
 
 
 def test_records_that_do_not_exist_are_named(network, xs):
-    with pytest.raises(ValueError, match=r"record='2.y': layers with a state are 0, 1, 4"):
+    with pytest.raises(
+        ValueError, match=r"record='2.y' is not LAYER.*: layers with a state are 0, 1, 4"
+    ):
         simulate(network, xs, record=["2.y"])
     with pytest.raises(ValueError, match=r"record='0.u': the state of layer 0 has the fields v, y"):
         simulate(network, xs, record=["0.u"])

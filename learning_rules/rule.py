@@ -31,6 +31,8 @@ class LearningRule(NamedTuple):
     `step(params, state, xs, targets) -> (state, RuleOutput)` takes the next K >= 1 time steps: xs
     of shape (K, batch, *features), targets a pytree whose leaves start with (K, batch).
 
+    Compile `step` with `jax.jit`: called eagerly it is traced anew each time.
+
     The loss of a sequence is the sum over time of the mean over the batch; the gradient
     contributions of its chunks add up to its gradient as the rule sees it.
     """

@@ -1,6 +1,7 @@
 """Low-bit and spike arithmetic, computed fast: raw arrays in, raw arrays out."""
 
 from .. import __version__ as __version__
+from .memory import keep_memory
 from .spikes import spike_matmul
 
-__all__ = ["spike_matmul"]
+__all__ = ["keep_memory", "spike_matmul"]

@@ -109,8 +109,10 @@ def _resume(args: argparse.Namespace) -> None:
 
 def _watched(args: argparse.Namespace, work: Any) -> None:
     """Does the work under the eyes of a progress display and tells its result."""
+    from ..kernels import keep_memory
     from .progress import Display
 
+    keep_memory()
     with Display(sys.stderr) as display:
         watcher = display.watcher(_print_json if args.json else None)
         try:

@@ -11,6 +11,7 @@ from flax import nnx
 from side import Side
 from workload import DECAY, THRESHOLD, Workload
 
+from spikebit.kernels import keep_memory
 from spikebit.learning_rules import bptt, losses, parameters
 from spikebit.simulator.lif import LIFCell
 from spikebit.simulator.network import Network, simulate
@@ -47,6 +48,7 @@ def _network(work: Workload) -> Network:
 
 def build(work: Workload, variant: str) -> Side:
     """The network on its one variant."""
+    keep_memory()  # as `spikebit run` does
     network = _network(work)
     rule = bptt(network, losses.cross_entropy)
     params = parameters(network)

@@ -119,10 +119,11 @@ class Format(ABC):
         Args:
             x: numbers in the unit of the format; float32, float64, float16 or bfloat16, each
                 rounded once, from its own value.
-            rounding: `nearest_even` or `stochastic`.
+            rounding: one of `ROUNDINGS`, see `rounds_up`.
             overflow: `saturate` (all that lies beyond the range, infinities included, becomes the
                 end of it; NaN stays NaN where the format has one), or `spec` (as the definition of
-                the format says: Inf, else NaN, else the end of the range). Fixed point also has
+                the format says: Inf, else NaN, else the end of the range; a finite number that is
+                rounded towards zero there stays at the end, as in IEEE 754). Fixed point also has
                 `wrap`.
             key: random key of stochastic rounding.
 

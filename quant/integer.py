@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray, UInt
 
 from .grid import Format
 from .minifloat import narrow, widen
-from .rounding import round_to_integer
+from .rounding import kept_above_zero, round_to_integer
 
 RANGES = ("narrow", "full", "half")
 
@@ -53,13 +53,16 @@ class _TwosComplement(Format):
     ) -> UInt[Array, "*dims"]:
         x = widen(x)
         r = x * jnp.array(2.0**-self._exponent, x.dtype)
+        negative = jnp.signbit(x)
         if overflow == "wrap":  # infinities, and multiples of all the range, leave the rest 0
             r = jnp.where(jnp.isfinite(r), r, jnp.zeros_like(r))
         else:
             r = jnp.where(
                 jnp.isnan(r), jnp.zeros_like(r), jnp.clip(r, self._low - 1, self._top + 1)
             )
-        k = jnp.copysign(round_to_integer(jnp.abs(r), rounding=rounding, key=key), r)
+        magnitude = kept_above_zero(r, x, rounding)
+        k = round_to_integer(magnitude, rounding=rounding, negative=negative, key=key)
+        k = jnp.where(negative, -k, k)
         if overflow == "wrap":
             k = jnp.fmod(k, jnp.array(2.0**self.bits, k.dtype))  # the mask below does the rest
         else:

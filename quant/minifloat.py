@@ -14,10 +14,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, UInt
 
 from .grid import Format
-from .rounding import round_to_integer, rounds_up
+from .rounding import DIRECTED, round_to_integer, rounds_up
 
 SPECIALS = ("ieee", "fn", "fnuz", "none")
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
@@ -160,13 +160,19 @@ class Minifloat(Format):
         f = _WIDE[x.dtype]
         pattern = jax.lax.bitcast_convert_type(x, f.uint)
         magnitude = pattern & f.uint((1 << (f.width - 1)) - 1)
-        code, remainder = self._locate(magnitude, f)
-        up = rounds_up((code & f.uint(1)) == 1, remainder, rounding=rounding, key=key)
+        negative = pattern != magnitude
+        code, remainder, lost = self._locate(magnitude, f)
+        if rounding in DIRECTED:
+            remainder = jnp.maximum(remainder, lost.astype(f.uint))
+        odd = (code & f.uint(1)) == 1
+        up = rounds_up(odd, remainder, rounding=rounding, negative=negative, key=key)
         code = code + up.astype(f.uint)
         if overflow == "saturate" or self.specials == "none":
             code = jnp.minimum(code, f.uint(self._top))
         else:  # Inf is the code behind the largest value, where it is not NaN
-            code = jnp.minimum(code, f.uint(self._top + 1))
+            inward = {"toward_zero": True, "up": negative, "down": ~negative}.get(rounding, False)
+            stays = inward & (magnitude < f.uint(f.infinity))  # rounding does not go beyond the end
+            code = jnp.minimum(code, jnp.where(stays, f.uint(self._top), f.uint(self._top + 1)))
         code = jnp.where(magnitude > f.uint(f.infinity), f.uint(self._nan), code)
         sign = (pattern >> f.uint(f.width - self.bits)) & f.uint(2 ** (self.bits - 1))
         if self.specials == "fnuz":
@@ -175,8 +181,8 @@ class Minifloat(Format):
 
     def _locate(
         self, magnitude: UInt[Array, "*dims"], f: "_Layout"
-    ) -> tuple[UInt[Array, "*dims"], UInt[Array, "*dims"]]:
-        """The code at or below a magnitude, and how far it lies above, in 2^-width of a step."""
+    ) -> tuple[UInt[Array, "*dims"], UInt[Array, "*dims"], Bool[Array, "*dims"]]:
+        """The code at or below a magnitude, how far above in 2^-width of a step, and if by less."""
         first = self._low + f.bias  # exponent field of the smallest normal number
         field = (magnitude >> f.uint(f.mantissa)).astype(jnp.int32)
         hidden = f.uint(1 << f.mantissa)
@@ -185,7 +191,8 @@ class Minifloat(Format):
         finer = f.mantissa - self.mantissa_bits + jnp.maximum(first - jnp.maximum(field, 1), 0)
         code = (jnp.maximum(field, first) - first).astype(f.uint) << f.uint(self.mantissa_bits)
         code = code + _shift_left(significand, -finer)
-        return code, _shift_left(significand, f.width - finer)
+        remainder = _shift_left(significand, f.width - finer)
+        return code, remainder, (finer > f.width) & (significand > f.uint(0))
 
     def _round(
         self, x: Float[Array, "*dims"], rounding: str, overflow: str, key: PRNGKeyArray | None
@@ -194,7 +201,9 @@ class Minifloat(Format):
         # steps above 2^-90 (what is flushed then is below 2^-32 of a step). With M = 0 the integers
         # below are 1 and 2 for every exponent, and the parity of the code is not theirs.
         m, f = self.mantissa_bits, _WIDE[jnp.dtype(jnp.float32)]
-        if x.dtype != jnp.float32 or self._low - m < -90 or m == 0:
+        # What a directed rounding does to the smallest numbers and beyond the range is said above.
+        by_code = rounding == "toward_zero" or rounding in DIRECTED
+        if x.dtype != jnp.float32 or self._low - m < -90 or m == 0 or by_code:
             return super()._round(x, rounding, overflow, key)
         pattern = jax.lax.bitcast_convert_type(x, f.uint)
         magnitude = jnp.minimum(jnp.abs(x), f.float(min(2 * self.max, _FLOAT32_MAX)))

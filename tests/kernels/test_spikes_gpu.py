@@ -1,10 +1,5 @@
 """The Triton kernel of spikes x weights: interpreted, compiled, and on a GPU where there is one."""
 
-import importlib.util
-import subprocess
-import sys
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,27 +7,14 @@ import pytest
 
 from spikebit.kernels import spike_matmul
 
-RUNNER = Path(__file__).parent / "triton_spikes.py"
-needs_triton = pytest.mark.skipif(
-    importlib.util.find_spec("triton") is None, reason="Triton is not installed (extra gpu or dev)"
-)
+
+def test_in_the_interpreter_it_equals_the_product(triton_script):
+    triton_script("triton_spikes.py", "interpret")
 
 
-def start(*arguments):
-    done = subprocess.run([sys.executable, RUNNER, *arguments], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1] == "passed"
-
-
-@needs_triton
-def test_in_the_interpreter_it_equals_the_product():
-    start("interpret")
-
-
-@needs_triton
 @pytest.mark.parametrize("capability", ["80", "90"])
-def test_compiles_to_tensor_core_code_without_spills(capability):
-    start("compile", capability)
+def test_compiles_to_tensor_core_code_without_spills(triton_script, capability):
+    triton_script("triton_spikes.py", "compile", capability)
 
 
 @pytest.mark.gpu

@@ -2,8 +2,9 @@
 
 from .. import __version__ as __version__
 from .formats import known_formats, parse
+from .granularity import Granularity
 from .grid import Format
-from .integer import FixedPoint, Integer
+from .integer import AsymmetricInteger, FixedPoint, Integer
 from .memory import (
     StoredWeights,
     WeightMemory,
@@ -13,17 +14,24 @@ from .memory import (
     number_format,
 )
 from .minifloat import Minifloat
+from .qtensor import QTensor, decode, encode
 from .quantize import quantize, straight_through
-from .rounding import rounds_up
+from .rounding import ROUNDINGS, rounds_up
 
 __all__ = [
+    "ROUNDINGS",
+    "AsymmetricInteger",
     "FixedPoint",
     "Format",
+    "Granularity",
     "Integer",
     "Minifloat",
+    "QTensor",
     "StoredWeights",
     "WeightMemory",
     "bits_per_weight",
+    "decode",
+    "encode",
     "float32",
     "known_formats",
     "losses",

@@ -4,7 +4,7 @@ import difflib
 import re
 
 from .grid import Format
-from .integer import FixedPoint, Integer
+from .integer import AsymmetricInteger, FixedPoint, Integer
 from .minifloat import BFLOAT16, FLOAT16, FLOAT32, Minifloat, usual_bias
 
 _NAMED: dict[str, Format] = {
@@ -27,7 +27,7 @@ _NAMED: dict[str, Format] = {
     )
 }
 _MINIFLOAT = re.compile(r"e(\d+)m(\d+)(?:b(-?\d+))?(fnuz|fn|none)?")
-_INTEGER = re.compile(r"int(\d+)(?:_(full|half|narrow))?")
+_INTEGER = re.compile(r"int(\d+)(?:_(full|half|narrow|asymmetric))?")
 _FIXED = re.compile(r"fixed(\d+)\.(-?\d+)(_symmetric)?")
 
 
@@ -44,7 +44,8 @@ def parse(name: str | Format) -> Format:
 
     Args:
         name: one of `known_formats()`; or `e<E>m<M>[b<bias>][fn|fnuz|none]`, any minifloat;
-            `int<b>[_half|_full]`, an integer with a scale; `fixed<wl>.<fl>[_symmetric]`.
+            `int<b>[_half|_full|_asymmetric]`, an integer with a scale;
+            `fixed<wl>.<fl>[_symmetric]`.
 
     Raises:
         ValueError: for a name that is none of these (the message proposes the nearest), or that of
@@ -67,6 +68,8 @@ def parse(name: str | Format) -> Format:
         bias = usual_bias(int(e), specials) if bias is None else int(bias)
         return Minifloat(int(e), int(m), bias, specials)
     if found := _INTEGER.fullmatch(name):
+        if found[2] == "asymmetric":
+            return AsymmetricInteger(int(found[1]))
         return Integer(int(found[1]), found[2] or "narrow")
     if found := _FIXED.fullmatch(name):
         return FixedPoint(int(found[1]), int(found[2]), found[3] is not None)
@@ -74,6 +77,7 @@ def parse(name: str | Format) -> Format:
     near = difflib.get_close_matches(name.lower(), examples, n=3, cutoff=0.0)
     raise ValueError(
         f"parse: no number format is called {name!r}; the nearest names are {', '.join(near)}. "
-        f"Forms: e<E>m<M>[b<bias>][fn|fnuz|none], int<b>[_half|_full], fixed<wl>.<fl>[_symmetric]; "
+        f"Forms: e<E>m<M>[b<bias>][fn|fnuz|none], int<b>[_half|_full|_asymmetric], "
+        f"fixed<wl>.<fl>[_symmetric]; "
         f"names: {', '.join(known_formats())}."
     )

@@ -58,6 +58,11 @@ class Format(ABC):
         return None
 
     @property
+    def scale_rule(self) -> str:
+        """How the scale is found from the numbers that share it, if nothing else is asked for."""
+        return "absmax"
+
+    @property
     def has_nan(self) -> bool:
         """Whether NaN has a code."""
         return False

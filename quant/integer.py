@@ -194,3 +194,80 @@ class FixedPoint(_TwosComplement):
     @property
     def _top(self) -> int:
         return 2 ** (self.bits - 1) - 1
+
+
+@dataclasses.dataclass(frozen=True)
+class AsymmetricInteger(Format):
+    r"""Codes q from 0 to 2^b - 1 with a scale s and a zero point z: values $(q - z) s$.
+
+    Where the scale is found, $lo = \min(x, 0)$ and $hi = \max(x, 0)$ of the numbers that share it,
+    $s = (hi - lo) / (2^b - 1)$ and $z = \mathrm{round}(-lo / s)$, so that 0 is exact;
+    $q = \mathrm{clip}(\mathrm{round}(x / s) + z, 0, 2^b - 1)$. `max`, `values()`, `encode` and
+    `decode` are in units of the scale, for z = 0.
+
+    Args:
+        bits: b, 1 to 16.
+
+    Raises:
+        ValueError: for another width.
+
+    >>> AsymmetricInteger(2).values().tolist()
+    [0.0, 1.0, 2.0, 3.0]
+    """
+
+    bits: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.bits <= 16:
+            raise ValueError(f"AsymmetricInteger({self.bits}): bits must be from 1 to 16.")
+
+    @property
+    def name(self) -> str:
+        """`int<b>_asymmetric`."""
+        return f"int{self.bits}_asymmetric"
+
+    @property
+    def max(self) -> float:
+        """Largest code."""
+        return 2.0**self.bits - 1
+
+    @property
+    def min(self) -> float:
+        """0."""
+        return 0.0
+
+    @property
+    def smallest(self) -> float:
+        """The step."""
+        return 1.0
+
+    @property
+    def steps(self) -> float:
+        """Steps between the ends of the range."""
+        return self.max
+
+    def _encode(
+        self, x: Float[Array, "*dims"], rounding: str, overflow: str, key: PRNGKeyArray | None
+    ) -> UInt[Array, "*dims"]:
+        x = widen(x)
+        return self.encode_around(x, jnp.zeros_like(x), rounding, key)
+
+    def encode_around(
+        self,
+        r: Float[Array, "*dims"],
+        zero: Float[Array, "*#dims"],
+        rounding: str,
+        key: PRNGKeyArray | None,
+    ) -> UInt[Array, "*dims"]:
+        """Codes, as uint32, of numbers r in units of the scale about a zero point; NaN gives it."""
+        low, high = -zero, self.max - zero
+        r = jnp.where(jnp.isnan(r), jnp.zeros_like(r), jnp.clip(r, low - 1, high + 1))
+        negative = jnp.signbit(r)
+        magnitude = kept_above_zero(r, r, rounding)
+        k = round_to_integer(magnitude, rounding=rounding, negative=negative, key=key)
+        k = jnp.clip(jnp.where(negative, -k, k), low, high)
+        return (k + zero).astype(jnp.uint32)
+
+    def _decode(self, codes: UInt[Array, "*dims"], dtype: DTypeLike) -> Float[Array, "*dims"]:
+        wide = jnp.float64 if dtype == jnp.float64 else jnp.float32
+        return narrow(codes.astype(wide), dtype)

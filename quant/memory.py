@@ -17,7 +17,7 @@ from .formats import parse
 from .grid import FLOATS, Format
 from .minifloat import narrow, widen
 from .rounding import ROUNDINGS, check_rounding
-from .scaling import absmax, absmax_scale, in_units
+from .scaling import absmax, absmax_scale, in_units, to_units
 
 COUNTS = ("writes", "saturated", "underflowed", "stagnated", "nan")
 
@@ -106,7 +106,7 @@ def number_format(
         return values if scale is None else in_units(values, scale)
 
     def store(x: Array, scale: Array | None, key: Array | None) -> tuple[Array, dict[str, Array]]:
-        r = x if scale is None else x / scale
+        r = x if scale is None else to_units(x, scale)
         codes = fmt.encode(r, rounding=rounding, key=key)
         lost = {
             "saturated": ~fmt.inside(r) & ~jnp.isnan(x),

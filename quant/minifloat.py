@@ -285,6 +285,11 @@ def narrow(
     return jax.lax.bitcast_convert_type(codes, dtype)
 
 
+def narrow_finite(x: Float[Array, "*dims"], dtype: DTypeLike) -> Float[Array, "*dims"]:
+    """As `narrow`, but finite numbers stay finite: they saturate."""
+    return jnp.where(jnp.isinf(x), narrow(x, dtype), narrow(x, dtype, "saturate"))
+
+
 class _Layout(NamedTuple):
     """The bits of a wide float type."""
 

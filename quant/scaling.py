@@ -4,10 +4,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 
-def absmax(x: Float[Array, "*dims"]) -> Float[Array, ""]:
-    """The largest finite |x| of a tensor, in at least float32; 0 for an empty one."""
+def absmax(x: Float[Array, "*dims"], axis: int | None = None) -> Float[Array, "..."]:
+    """The largest finite |x| of a tensor, or along one axis; 0 for an empty one."""
     magnitude = jnp.where(jnp.isfinite(x), jnp.abs(x), jnp.zeros_like(x))
-    return jnp.max(magnitude, initial=0)
+    return jnp.max(magnitude, axis, initial=0)
 
 
 def absmax_scale(amax: Float[Array, "*dims"], steps: float) -> Float[Array, "*dims"]:
@@ -23,6 +23,15 @@ def absmax_scale(amax: Float[Array, "*dims"], steps: float) -> Float[Array, "*di
     divisor = jnp.where(amax > 0, jnp.array(steps, amax.dtype), jnp.array(jnp.inf, amax.dtype))
     scale = amax / divisor
     return jnp.where(scale >= jnp.finfo(amax.dtype).tiny, scale, jnp.ones_like(scale))
+
+
+def to_units(x: Float[Array, "*dims"], scale: Float[Array, "..."]) -> Float[Array, "*dims"]:
+    """The quotient x / scale, rounded by itself.
+
+    The choice around the divisor keeps XLA from multiplying by the reciprocal of a scale that many
+    numbers share, whose last bit would be another one.
+    """
+    return x / jnp.where(x == 0, jnp.ones((), x.dtype), scale)
 
 
 def in_units(k: Float[Array, "*dims"], scale: Float[Array, "..."]) -> Float[Array, "*dims"]:

@@ -1,0 +1,132 @@
+"""Numbers in units of a scale: found for each block, then rounded, coded and read back.
+
+Arrays come in the blocked layout of `granularity`: shape of the scales, then the k numbers that
+share each. Which rule finds a clip stands in `clipping`, how a number in units is rounded in the
+formats.
+"""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float, PRNGKeyArray, Shaped, UInt
+
+try:
+    from .blocks import BlockFormat
+except ImportError:
+    class BlockFormat: ...
+try:
+    from .clipping import clip_of
+except ImportError:
+    from .scaling import absmax
+    def clip_of(x, fmt, rule):
+        return absmax(x, -1)
+try:
+    from .few import RULES
+except ImportError:
+    RULES = {}
+from .grid import Format
+from .integer import AsymmetricInteger
+from .scaling import absmax_scale, in_units, to_units
+
+
+class Scale(NamedTuple):
+    """What turns numbers into units of their format, one entry a block."""
+
+    unit: Shaped[Array, "*scales"]  # the scale; in a block format its code
+    zero: Float[Array, "*scales"] | None = None  # the code of 0, of asymmetric integers
+    tensor: Float[Array, ""] | None = None  # a second scale, of the whole array
+
+
+def find_scale(x: Float[Array, "*scales k"], fmt: Format, method: str) -> Scale:
+    """The scale of each block.
+
+    Args:
+        x: in float32 or float64.
+        fmt: the format; one without a unit given at use gets the scale clip / max.
+        method: a rule of `clipping`, or "absmax" for the format's own.
+
+    Raises:
+        ValueError: for a method that the format cannot take.
+    """
+    if isinstance(fmt, BlockFormat | AsymmetricInteger) and method != "absmax":
+        raise ValueError(
+            f"scale is {method!r}; {fmt.name} finds its scales by its own definition: leave scale "
+            "at 'absmax', or clip the numbers before."
+        )
+    if isinstance(fmt, BlockFormat):
+        unit, tensor = fmt.block_scales(x)
+        return Scale(unit, tensor=tensor)
+    if isinstance(fmt, AsymmetricInteger):
+        finite = jnp.where(jnp.isfinite(x), x, jnp.zeros_like(x))
+        low, high = jnp.min(finite, -1, initial=0), jnp.max(finite, -1, initial=0)
+        span = jnp.minimum(high - low, jnp.array(jnp.finfo(x.dtype).max, x.dtype))
+        unit = absmax_scale(span, fmt.steps)
+        return Scale(unit, zero=jnp.clip(jnp.round(to_units(-low, unit)), 0, fmt.max))
+    rule = fmt.scale_rule if method == "absmax" else method
+    if rule in RULES:
+        return Scale(RULES[rule](x))
+    steps = fmt.max if fmt.steps is None else fmt.steps
+    return Scale(absmax_scale(clip_of(x, fmt, rule), steps))
+
+
+def encode_blocks(
+    x: Float[Array, "*scales k"],
+    fmt: Format,
+    scale: Scale,
+    *,
+    rounding: str,
+    overflow: str,
+    key: PRNGKeyArray | None,
+) -> UInt[Array, "*scales k"]:
+    """Codes, as uint32."""
+    r = _to_units(x, fmt, scale)
+    if isinstance(fmt, AsymmetricInteger):
+        return fmt.encode_around(r, _zero(scale, r), rounding, key)
+    return fmt._encode(r, rounding, overflow, key)
+
+
+def decode_blocks(
+    codes: UInt[Array, "*scales k"], fmt: Format, scale: Scale, dtype: DTypeLike
+) -> Float[Array, "*scales k"]:
+    """The numbers of uint32 codes, in float32 or float64."""
+    values = fmt._decode(codes, dtype)
+    if isinstance(fmt, AsymmetricInteger):
+        values = values - _zero(scale, values)
+    return _from_units(values, fmt, scale)
+
+
+def round_blocks(
+    x: Float[Array, "*scales k"],
+    fmt: Format,
+    scale: Scale,
+    *,
+    rounding: str,
+    overflow: str,
+    key: PRNGKeyArray | None,
+) -> tuple[Float[Array, "*scales k"], Bool[Array, "*scales k"]]:
+    """The numbers that the codes stand for, and where x lies in the range of the format."""
+    r = _to_units(x, fmt, scale)
+    if isinstance(fmt, AsymmetricInteger):
+        zero = _zero(scale, r)
+        codes = fmt.encode_around(r, zero, rounding, key)
+        inside = (r >= -zero - 0.5) & (r <= fmt.max - zero + 0.5)
+        return decode_blocks(codes, fmt, scale, x.dtype), inside
+    return _from_units(fmt._round(r, rounding, overflow, key), fmt, scale), fmt.inside(r)
+
+
+def _to_units(x: Array, fmt: Format, scale: Scale) -> Array:
+    if isinstance(fmt, BlockFormat):
+        return fmt.to_units(x, scale.unit, scale.tensor)
+    return to_units(x, scale.unit[..., None])
+
+
+def _from_units(values: Array, fmt: Format, scale: Scale) -> Array:
+    if isinstance(fmt, BlockFormat):
+        return fmt.from_units(values, scale.unit, scale.tensor)
+    return in_units(values, scale.unit[..., None])
+
+
+def _zero(scale: Scale, like: Array) -> Array:
+    assert scale.zero is not None
+    return scale.zero[..., None].astype(like.dtype)

@@ -68,7 +68,7 @@ def _parser() -> argparse.ArgumentParser:
         sub.set_defaults(command=function)
         return sub
 
-    run = command("run", _run, "Train an experiment in a new run directory.")
+    run = command("run", _run, "Run an experiment or a study in a new run directory.")
     run.add_argument("experiment", help="TOML file, or the name of an experiment of the package")
     run.add_argument(
         "--set", dest="overrides", action="append", default=[], metavar="SECTION.KEY=VALUE",
@@ -123,6 +123,11 @@ def _watched(args: argparse.Namespace, work: Any) -> None:
             raise
     if args.json:
         _print_json(result)
+        return
+    if "study" in result:
+        for key, value in result.items():
+            print(f"{key}: {value if isinstance(value, str) else json.dumps(value)}")
+        print(f"report: {result['run']}/report.html")
         return
     accuracy = result["test_accuracy"]
     quality = f"loss {result['test_loss']:.4f}" if accuracy is None else f"accuracy {accuracy:.2%}"

@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from . import plots
 from .experiment import differences
 from .run_directory import RunDirectory
+from .studies import Study
 
 RESULTS = ("test_accuracy", "test_loss", "train_accuracy", "train_loss", "seconds")
 _NOT_SETTINGS = ("run.dir",)
@@ -19,8 +20,20 @@ def rows(runs: Sequence[RunDirectory]) -> list[dict[str, Any]]:
 
     The results of a run that is not complete are those of its last line of metrics; what is not
     known yet is None.
+
+    Raises:
+        ValueError: a run of a study.
     """
-    settings = differences([run.experiment() for run in runs])
+    experiments = []
+    for run in runs:
+        experiment = run.experiment()
+        if isinstance(experiment, Study):
+            raise ValueError(
+                f"{run.path} is a run of the study {experiment.name}, which has no learning curve "
+                f"to compare: see {run.path / 'report.html'}, or give runs of experiments"
+            )
+        experiments.append(experiment)
+    settings = differences(experiments)
     table = []
     for i, run in enumerate(runs):
         row: dict[str, Any] = {"run": str(run.path), "state": run.state()["state"]}

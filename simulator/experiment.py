@@ -4,13 +4,14 @@ How they are read from a file stands in `experiment_file.py`, what they build in
 """
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
 
-_STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
 Count = Annotated[int, Field(ge=1)]
 CountOrZero = Annotated[int, Field(ge=0)]
@@ -22,7 +23,7 @@ Folder = Annotated[str, Field(min_length=1, max_length=1000, pattern=r"^[^\x00]+
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
 
 
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class Run:
     """Where the run goes and which random numbers it uses."""
 
@@ -31,7 +32,7 @@ class Run:
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
 
 
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class Data:
     """Which data set, and where its files are."""
 
@@ -59,7 +60,7 @@ DATA_OPTIONS: dict[str, tuple[str, ...]] = {
 }
 
 
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class Encoder:
     """How samples become inputs in time: images by the first three, sequences by the others."""
 
@@ -70,7 +71,7 @@ class Encoder:
     threshold: Positive = 0.1  # of delta: change of the input that makes an event
 
 
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class NetworkSettings:
     """A stack of hidden layers of one kind of cell, and a readout.
 
@@ -115,7 +116,7 @@ CELL_SETTINGS: dict[str, tuple[str, ...]] = {
 }
 
 
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class Rule:
     """The learning rule. What follows `name` is read by online rules only, but for the last.
 
@@ -131,7 +132,7 @@ class Rule:
     remat_every: CountOrZero = 0  # of bptt: keep activations of so many steps only; 0: keep all
 
 
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class Optimizer:
     """An optimizer of optax."""
 
@@ -156,7 +157,7 @@ OPTIMIZER_OPTIONS: dict[str, tuple[str, ...]] = {
 }
 
 
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class Memory:
     """Where the weights live: plain float32, or the codes of a number format."""
 
@@ -164,7 +165,7 @@ class Memory:
     rounding: Literal["nearest_even", "stochastic"] = "nearest_even"
 
 
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class Train:
     """How long, in which portions, towards what."""
 
@@ -175,7 +176,7 @@ class Train:
     checkpoint_every: CountOrZero = 0  # batches between two checkpoints; 0: one an epoch
 
 
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class Experiment:
     """All settings of one run; `experiment_file.load` reads them, `build.build` makes objects."""
 
@@ -187,6 +188,10 @@ class Experiment:
     optimizer: Optimizer = Optimizer()
     memory: Memory = Memory()
     train: Train = Train()
+
+    def sections(self) -> dict[str, dict[str, Any]]:
+        """Section -> key -> value, as in the file."""
+        return dataclasses.asdict(self)
 
     @model_validator(mode="after")
     def _agree(self) -> "Experiment":
@@ -255,10 +260,10 @@ def resolve(experiment: Experiment) -> Experiment:
     return dataclasses.replace(experiment, data=data, rule=rule)
 
 
-def differences(experiments: list[Experiment]) -> dict[str, list[Any]]:
+def differences(experiments: Sequence[Experiment]) -> dict[str, list[Any]]:
     """Fields "section.key" whose values are not the same in all experiments."""
     flat = [
-        {f"{s}.{k}": v for s, inner in dataclasses.asdict(e).items() for k, v in inner.items()}
+        {f"{s}.{k}": v for s, inner in e.sections().items() for k, v in inner.items()}
         for e in experiments
     ]
     columns = {field: [f[field] for f in flat] for field in flat[0]}

@@ -1,10 +1,11 @@
-"""Experiments as TOML: read, overridden on the command line, judged in one line, written back.
+"""Experiments and studies as TOML: read, overridden by the command line, judged, written back.
 
-Which settings there are is said in `experiment.py`.
+Which settings there are is said in `experiment.py` and, of a study, in its module of `studies/`.
 """
 
 import dataclasses
 import difflib
+import functools
 import json
 import math
 import tomllib
@@ -14,13 +15,13 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from . import studies
 from .experiment import Experiment
+from .studies import Study
 
-_ADAPTER = TypeAdapter(Experiment)
 
-
-def load(path: str | Path, overrides: Iterable[str] = ()) -> Experiment:
-    """Reads an experiment file and lays overrides over it.
+def load(path: str | Path, overrides: Iterable[str] = ()) -> Experiment | Study:
+    """Reads an experiment file and lays overrides over it; with a section [study] it is a study.
 
     Args:
         path: a TOML file, or the name of an experiment that the package brings (`shipped()`).
@@ -62,31 +63,57 @@ def check(
     *,
     source: str = "experiment",
     sources: Mapping[tuple[str, ...], str] | None = None,
-) -> Experiment:
-    """Turns nested tables of plain values into an `Experiment`, or says what is wrong in one line.
+) -> Experiment | Study:
+    """Turns nested tables of plain values into settings, or says what is wrong in one line.
 
     Args:
         table: section -> key -> value.
         source: what to call the table in an error.
         sources: what to call single fields instead.
     """
+    sources = sources or {}
+    if "study" not in table:
+        return _validate(table, Experiment, source, sources)
+    study = table["study"]
+    if not isinstance(study, Mapping):
+        raise ValueError(f"{source}: study = {_show(study)}: expected a table of settings")
+    where, name = sources.get(("study", "name"), source), study.get("name")
+    if not isinstance(name, str):
+        found = f"study.name = {_show(name)}" if "name" in study else "study.name is missing"
+        raise ValueError(f"{where}: {found}: known studies are {', '.join(studies.known())}")
+    try:
+        schema = studies.schema(studies.find(name).Settings)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
+    own = {key: value for key, value in study.items() if key != "name"}
+    found = _validate({**table, "study": own}, schema, source, sources)
+    return Study(found.run, name, found.study)
+
+
+def _validate(
+    table: Mapping[str, Any], kind: type, source: str, sources: Mapping[tuple[str, ...], str]
+) -> Any:
+    """The table as an instance of a dataclass of sections."""
     try:
         # by way of JSON: there strict means what TOML means (arrays are tuples, tables settings)
-        return _ADAPTER.validate_json(json.dumps(table, default=_not_a_setting))
+        return _adapter(kind).validate_json(json.dumps(table, default=_not_a_setting))
     except ValidationError as error:
         errors = error.errors(include_url=False)
     first = errors[0]
     loc = first["loc"]
-    where = (sources or {}).get(tuple(str(p) for p in loc[:2]), source)
+    where = sources.get(tuple(str(p) for p in loc[:2]), source)
     more = len({e["loc"][:2] for e in errors}) - 1
     tail = f" (and {more} more)" if more else ""
-    raise ValueError(f"{where}: {_explain(first, loc)}{tail}")
+    raise ValueError(f"{where}: {_explain(first, loc, kind)}{tail}")
 
 
-def to_toml(experiment: Experiment) -> str:
+_adapter = functools.cache(TypeAdapter)
+
+
+def to_toml(experiment: Experiment | Study) -> str:
     """Writes all settings, so that `load` reads the same experiment back."""
     lines = []
-    for section, settings in dataclasses.asdict(experiment).items():
+    for section, settings in experiment.sections().items():
         lines.append(f"[{section}]")
         lines += [f"{k} = {_toml_value(v)}" for k, v in settings.items() if v is not None]
         lines.append("")
@@ -160,12 +187,12 @@ _RANGES = {
 }
 
 
-def _explain(error: Any, loc: tuple[int | str, ...]) -> str:
+def _explain(error: Any, loc: tuple[int | str, ...], whole: type) -> str:
     """One clause: the field, what was found, what would work."""
     field = ".".join(str(p) for p in loc)
     kind, found, context = error["type"], error["input"], error.get("ctx", {})
     if kind == "unexpected_keyword_argument":
-        return _unknown_key(field, loc)
+        return _unknown_key(field, loc, whole)
     if kind == "value_error":
         return str(context["error"])
     said = f"{field} = {_show(found)}"
@@ -178,12 +205,13 @@ def _explain(error: Any, loc: tuple[int | str, ...]) -> str:
     return f"{said}: expected {_EXPECTED.get(kind, error['msg'])}"
 
 
-def _unknown_key(field: str, loc: tuple[int | str, ...]) -> str:
-    sections = {f.name: f.type for f in dataclasses.fields(Experiment)}
+def _unknown_key(field: str, loc: tuple[int | str, ...], kind: Any) -> str:
+    sections = {f.name: f.type for f in dataclasses.fields(kind)}
     if len(loc) == 1:
         known, what = list(sections), "section"
     else:
-        known, what = [f.name for f in dataclasses.fields(sections[str(loc[0])])], "key"  # pyright: ignore[reportArgumentType]
+        section: Any = sections[str(loc[0])]
+        known, what = [f.name for f in dataclasses.fields(section)], "key"
     guess = _nearest(str(loc[-1]), known)
     return f"{field} is not a known {what}: {guess}known are {', '.join(known)}"
 
@@ -196,5 +224,5 @@ def _nearest(word: str, known: list[str]) -> str:
 def _show(value: Any) -> str:
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
-    text = json.dumps(value, ensure_ascii=False)
+    text = json.dumps(value, ensure_ascii=False, default=_not_a_setting)
     return text if len(text) <= 60 else text[:57] + "..."

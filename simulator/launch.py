@@ -1,60 +1,58 @@
 """A run from its settings to its report: job, run directory, checkpoints, report, in this order.
 
-Each part stands in a file of its own; here is only what happens when.
+Each part stands in a file of its own; here is only what happens when. A study has cases instead of
+a job (`study.py`).
 """
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 from jaxtyping import PyTree
 
 from ..learning_rules import parameters
-from . import checkpoint
+from . import checkpoint, study
 from .build import build
 from .evaluate import Evaluation, make_evaluation
 from .experiment import Experiment, resolve
 from .job import Job
 from .run_directory import RunDirectory, check_free, create, open_run, versions, write_json
+from .studies import Study
 from .train import TrainState, check, initial_state, read_parameters, train
+from .watcher import NOBODY, Watcher
 
 
-class Watcher(NamedTuple):
-    """What a run tells while it goes on; each may be left out."""
-
-    started: Callable[[RunDirectory, Job, int], None] = lambda run, job, step: None
-    metrics: Callable[[dict[str, Any]], None] = lambda line: None
-    note: Callable[[str], None] = lambda text: None
-
-
-NOBODY = Watcher()
-
-
-def run(experiment: Experiment, watcher: Watcher = NOBODY) -> dict[str, Any]:
-    """Trains an experiment in a new run directory and writes its report.
+def run(experiment: Experiment | Study, watcher: Watcher = NOBODY) -> dict[str, Any]:
+    """Trains an experiment, or carries out a study, in a new run directory and writes its report.
 
     Returns:
-        The result: run (the folder), test_accuracy, test_loss, seconds and more; as in result.json.
+        The result: run (the folder), test_accuracy, test_loss, seconds and more; of a study run,
+        study, seconds and its summary. As in result.json.
 
     Raises:
         ValueError: settings or data that are wrong, a run directory that is taken (nothing has been
             written then), or a loss that is not a number any more.
         OSError: the run directory cannot be written.
     """
-    experiment = resolve(experiment)
     check_free(experiment)
+    if isinstance(experiment, Study):
+        study.cases_of(experiment)  # says what is wrong before there is a run directory
+        directory = create(experiment)
+        with directory.locked(), directory.judged():
+            return study.carry_out(directory, experiment, watcher)
+    experiment = resolve(experiment)
     job = build(experiment)
     check(job)
     directory = create(experiment)
-    with directory.locked():
+    with directory.locked(), directory.judged():
         return _continue(directory, job, None, watcher)
 
 
 def resume(path: str | Path, watcher: Watcher = NOBODY) -> dict[str, Any]:
     """Goes on with a run that stopped, to the same bits as if it had not; as `run` otherwise.
 
-    A complete run is left as it is. A run without a checkpoint starts again.
+    A complete run is left as it is. A run without a checkpoint starts again. A study goes on with
+    the first case that has no row.
 
     Raises:
         ValueError: the folder is not a run, another process works on it, or its files are damaged.
@@ -65,15 +63,21 @@ def resume(path: str | Path, watcher: Watcher = NOBODY) -> dict[str, Any]:
         watcher.note(f"{directory.path} is complete already")
         return result | {"run": str(directory.path)}  # it may have been moved
     with directory.locked():
-        job = build(directory.experiment())
+        experiment = directory.experiment()
         _warn_of_versions(directory, watcher)
+        if isinstance(experiment, Study):
+            directory.set_state("running")
+            with directory.judged():
+                return study.carry_out(directory, experiment, watcher)
+        job = build(experiment)
         like = jax.eval_shape(lambda: initial_state(job))
         restored = checkpoint.restore(directory.path / "checkpoints", like)
         if restored is not None:
             for text in restored.damaged:
                 watcher.note(f"going on from the checkpoint before: {text}")
         directory.set_state("running")
-        return _continue(directory, job, restored, watcher)
+        with directory.judged():
+            return _continue(directory, job, restored, watcher)
 
 
 def _continue(
@@ -92,25 +96,19 @@ def _continue(
         notes = {"lines": lines, "seconds": seconds}
         checkpoint.save(directory.path / "checkpoints", step, state, notes)
 
-    watcher.started(directory, job, 0 if restored is None else restored.step)
+    done = 0 if restored is None else restored.step
+    watcher.started(directory, job.dataset.describe(), job.steps, done)
     test = make_evaluation(job, job.dataset.test)
-    try:
-        state = train(
-            job,
-            test=test,
-            start=None if restored is None else (restored.step, restored.tree),
-            seconds=0.0 if restored is None else restored.notes["seconds"],
-            on_metrics=on_metrics,
-            on_checkpoint=on_checkpoint,
-        )
-        params = read_parameters(job, state.memory)
-        return _finish(directory, job, params, test(params))
-    except KeyboardInterrupt:
-        directory.set_state("interrupted")
-        raise
-    except Exception as error:
-        directory.set_state("failed", why=f"{type(error).__name__}: {error}")
-        raise
+    state = train(
+        job,
+        test=test,
+        start=None if restored is None else (restored.step, restored.tree),
+        seconds=0.0 if restored is None else restored.notes["seconds"],
+        on_metrics=on_metrics,
+        on_checkpoint=on_checkpoint,
+    )
+    params = read_parameters(job, state.memory)
+    return _finish(directory, job, params, test(params))
 
 
 def _finish(

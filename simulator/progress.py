@@ -1,4 +1,7 @@
-"""What a person sees while a run goes on: a bar on a terminal, a line an epoch elsewhere."""
+"""What a person sees while a run goes on: a bar on a terminal, elsewhere a line now and then.
+
+Of training that is a line an epoch, of a study a line for each tenth of its cases.
+"""
 
 import contextlib
 from collections.abc import Callable
@@ -8,9 +11,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from .job import Job
-from .launch import Watcher
 from .run_directory import RunDirectory
+from .watcher import Watcher
 
 
 class Display(contextlib.AbstractContextManager):
@@ -24,7 +26,7 @@ class Display(contextlib.AbstractContextManager):
         self.run: Path | None = None
         self._console = Console(file=stream, highlight=False)
         self._progress = Progress(
-            TextColumn("epoch {task.fields[epoch]}"),
+            TextColumn("{task.fields[place]}"),
             BarColumn(),
             TextColumn("{task.percentage:.0f} %  {task.fields[text]}"),
             TimeElapsedColumn(),
@@ -45,23 +47,33 @@ class Display(contextlib.AbstractContextManager):
         self._console.print(text, markup=False, soft_wrap=True)
 
     def watcher(self, also: Callable[[dict[str, Any]], None] | None = None) -> Watcher:
-        """What to give to `launch.run`; `also` gets every line of metrics too."""
-        task = self._progress.add_task("", total=None, epoch=1, text="compiling")
+        """What to give to `launch.run`; `also` gets every line of metrics and every row."""
+        task = self._progress.add_task("", total=None, place="", text="compiling")
+        cases = 0
 
-        def started(run: RunDirectory, job: Job, step: int) -> None:
-            self.run = run.path
-            self.note(f"{run.path}: {job.dataset.describe()}")
-            self._progress.update(task, total=job.steps, completed=step)
+        def started(run: RunDirectory, text: str, total: int, done: int) -> None:
+            nonlocal cases
+            self.run, cases = run.path, total
+            self.note(f"{run.path}: {text}")
+            self._progress.update(task, total=total, completed=done)
 
         def metrics(line: dict[str, Any]) -> None:
-            text = describe(line, ("train",))
-            self._progress.update(task, completed=line["step"], epoch=line["epoch"], text=text)
+            place, text = f"epoch {line['epoch']}", describe(line, ("train",))
+            self._progress.update(task, completed=line["step"], place=place, text=text)
             if "test_loss" in line:
                 self.note(f"epoch {line['epoch']}: {describe(line, ('train', 'test'))}")
             if also is not None:
                 also(line)
 
-        return Watcher(started, metrics, self.note)
+        def row(row: dict[str, Any], done: int) -> None:
+            place = f"case {done} of {cases}"
+            self._progress.update(task, completed=done, place=place, text="")
+            if not self._console.is_terminal and done * 10 // cases > (done - 1) * 10 // cases:
+                self.note(place)
+            if also is not None:
+                also(row)
+
+        return Watcher(started, metrics, row, self.note)
 
 
 def describe(line: dict[str, Any], parts: tuple[str, ...]) -> str:

@@ -1,13 +1,13 @@
 """The page of a run: result, settings and pictures in one HTML file, and the pictures beside it.
 
-What a picture shows is said in `plots.py`.
+The pages of training runs stand here whole; `study.py` puts its own together from the parts. What a
+picture shows is said in `plots.py` and in the studies.
 """
 
 import base64
-import dataclasses
 import html
 import io
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,12 +47,25 @@ def write(
         The path of report.html.
     """
     pictures = draw(job, params, evaluation, run.metrics(), result["lost"])
-    images = {}
-    for name, ax in pictures.items():
-        images[name] = png(ax)
-        (run.path / f"{name}.png").write_bytes(images[name])
+    return save_page(run, training_parts(result, save_pictures(run, pictures)))
+
+
+def save_pictures(run: RunDirectory, pictures: Mapping[str, Axes]) -> dict[str, bytes]:
+    """Writes <name>.png into a run directory for each picture, and gives the files' content."""
+    images = {name: png(ax) for name, ax in pictures.items()}
+    for name, image in images.items():
+        (run.path / f"{name}.png").write_bytes(image)
+    return images
+
+
+def save_page(run: RunDirectory, parts: Iterable[str]) -> Path:
+    """Writes report.html from pieces of HTML, with name, settings and versions of the run around.
+
+    Returns:
+        Its path.
+    """
     path = run.path / "report.html"
-    replace_text(path, page(run, result, images))
+    replace_text(path, _document(run, parts))
     return path
 
 
@@ -96,32 +109,41 @@ _TITLES = {
 }
 
 
-def page(run: RunDirectory, result: Mapping[str, Any], images: Mapping[str, bytes]) -> str:
-    """The HTML text; everything that came from outside is escaped."""
-    experiment = run.experiment()
+def training_parts(result: Mapping[str, Any], images: Mapping[str, bytes]) -> list[str]:
+    """What stands on the page of a training run; everything that came from outside is escaped."""
     shown = {k: v for k, v in result.items() if not isinstance(v, Mapping) and v is not None}
     shown |= {f"output of layer {k}, mean a step": v for k, v in result["activity"].items()}
-    parts = [f"<h1>{_text(experiment.run.name)}</h1>", _table(shown.items())]
-    for name, title in _TITLES.items():
-        if name in images:
-            data = base64.b64encode(images[name]).decode()
-            parts.append(f"<h2>{title}</h2>")
-            parts.append(f'<img alt="{title}" src="data:image/png;base64,{data}">')
-    parts.append(_lost_table(result["lost"]))
+    lost = [{"parameter": name} | counts for name, counts in result["lost"].items()]
+    return [table(shown.items()), *inlined(images, _TITLES), rows_table(lost)]
+
+
+def _document(run: RunDirectory, parts: Iterable[str]) -> str:
+    experiment = run.experiment()
     settings = {
         f"{section}.{key}": value
-        for section, inner in dataclasses.asdict(experiment).items()
+        for section, inner in experiment.sections().items()
         for key, value in inner.items()
         if value is not None
     }
-    parts += ["<h2>Settings</h2>", _table(settings.items())]
-    parts += ["<h2>Versions</h2>", _table(run.versions().items())]
+    name = _text(experiment.run.name)
+    parts = [f"<h1>{name}</h1>", *parts]
+    parts += ["<h2>Settings</h2>", table(settings.items())]
+    parts += ["<h2>Versions</h2>", table(run.versions().items())]
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f"<title>{_text(experiment.run.name)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n"
+        f"<title>{name}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n"
         + "\n".join(parts)
         + "\n</body>\n</html>\n"
     )
+
+
+def inlined(images: Mapping[str, bytes], titles: Mapping[str, str]) -> Iterator[str]:
+    """A heading and the picture itself, for those that have a title, in the order of the titles."""
+    for name, title in titles.items():
+        if name in images:
+            data = base64.b64encode(images[name]).decode()
+            yield f"<h2>{_text(title)}</h2>"
+            yield f'<img alt="{_text(title)}" src="data:image/png;base64,{data}">'
 
 
 def png(ax: Axes) -> bytes:
@@ -133,18 +155,31 @@ def png(ax: Axes) -> bytes:
     return buffer.getvalue()
 
 
-def _lost_table(lost: Mapping[str, Mapping[str, int]]) -> str:
-    kinds = list(next(iter(lost.values()), {}))
-    rows = ["<tr><th>parameter</th>" + "".join(f"<th>{_text(k)}</th>" for k in kinds) + "</tr>"]
-    for name, counts in lost.items():
-        cells = "".join(f'<td class="number">{counts[kind]:,}</td>' for kind in kinds)
-        rows.append(f"<tr><td>{_text(name)}</td>{cells}</tr>")
-    return "<table>\n" + "\n".join(rows) + "\n</table>"
+def paragraph(text: str) -> str:
+    """A piece of prose."""
+    return f"<p>{_text(text)}</p>"
 
 
-def _table(rows: Iterable[tuple[str, Any]]) -> str:
+def rows_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """A line a row and a column for each key that occurs; what a row does not have stays empty."""
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    lines = ["<tr>" + "".join(f"<th>{_text(name)}</th>" for name in names) + "</tr>"]
+    for row in rows:
+        lines.append("<tr>" + "".join(_cell(row.get(name)) for name in names) + "</tr>")
+    return "<table>\n" + "\n".join(lines) + "\n</table>"
+
+
+def table(rows: Iterable[tuple[str, Any]]) -> str:
+    """Names and values, one pair a line."""
     lines = (f"<tr><th>{_text(k)}</th><td>{_text(_number(v))}</td></tr>" for k, v in rows)
     return "<table>\n" + "\n".join(lines) + "\n</table>"
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return f"<td>{'' if value is None else _text(value)}</td>"
+    text = f"{value:,}" if isinstance(value, int) else _number(value)
+    return f'<td class="number">{text}</td>'
 
 
 def _number(value: Any) -> str:

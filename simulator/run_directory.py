@@ -3,7 +3,7 @@
     run.json         state of the run; the folder is a run if and only if this file is there
     experiment.toml  all settings
     versions.json    what computed it
-    metrics.jsonl    one JSON object a line
+    metrics.jsonl    one JSON object a line: of training, or a row of a study
     checkpoints/     see `checkpoint.py`
     result.json, report.html, *.png   of a complete run
 
@@ -27,6 +27,7 @@ from typing import Any
 from .. import __version__
 from . import experiment_file
 from .experiment import Experiment
+from .studies import Study
 
 STATES = ("running", "complete", "failed", "interrupted")
 
@@ -51,7 +52,7 @@ class RunDirectory:
         """Replaces run.json."""
         write_json(self.path / "run.json", {"state": state, "spikebit": __version__, **more})
 
-    def experiment(self) -> Experiment:
+    def experiment(self) -> Experiment | Study:
         """The settings of the run."""
         return experiment_file.load(self.path / "experiment.toml")
 
@@ -96,6 +97,18 @@ class RunDirectory:
         return text.split("\n")[:-1]  # what follows the last line break is not whole
 
     @contextlib.contextmanager
+    def judged(self) -> Iterator[None]:
+        """Says in run.json when what is done inside is interrupted or fails."""
+        try:
+            yield
+        except KeyboardInterrupt:
+            self.set_state("interrupted")
+            raise
+        except Exception as error:
+            self.set_state("failed", why=f"{type(error).__name__}: {error}")
+            raise
+
+    @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """Keeps other processes out of the run; the lock goes when the process does."""
         try:
@@ -126,7 +139,7 @@ def open_run(path: str | Path) -> RunDirectory:
     return run
 
 
-def check_free(experiment: Experiment) -> None:
+def check_free(experiment: Experiment | Study) -> None:
     """Refuses a run directory that is taken, before any work is done.
 
     Raises:
@@ -146,7 +159,7 @@ def check_free(experiment: Experiment) -> None:
         raise ValueError(f"run.dir = {path} is not empty: choose another run.dir")
 
 
-def create(experiment: Experiment) -> RunDirectory:
+def create(experiment: Experiment | Study) -> RunDirectory:
     """Makes the folder of a new run; it appears whole or not at all.
 
     Args:

@@ -112,7 +112,8 @@ def test_the_page_inlines_pictures_and_escapes_text(runs):
     }
     picture = report.png(plots.losses(LOST))
     assert picture.startswith(b"\x89PNG\r\n")
-    page = report.page(runs[0], result, {"lost": picture})
+    parts = report.training_parts(result, {"lost": picture})
+    page = report.save_page(runs[0], parts).read_text()
     (data,) = re.findall(r'src="data:image/png;base64,([^"]+)"', page)
     assert base64.b64decode(data) == picture
     assert "<script>" not in page

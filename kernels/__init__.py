@@ -2,6 +2,7 @@
 
 from .. import __version__ as __version__
 from .memory import keep_memory
+from .noise import random_words
 from .spikes import spike_matmul
 
-__all__ = ["keep_memory", "spike_matmul"]
+__all__ = ["keep_memory", "random_words", "spike_matmul"]

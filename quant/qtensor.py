@@ -130,7 +130,8 @@ def encode(
 ) -> QTensor:
     """Rounds x to a format and gives its codes and scales; the arguments are those of `quantize`.
 
-    `decode(encode(x, ...))` is `quantize(x, ...)`, bit for bit. It has no derivative.
+    `decode(encode(x, ...))` is `quantize(x, ...)`, bit for bit, but that decoding to 16-bit floats
+    saturates even after `overflow="spec"`. It has no derivative.
 
     >>> q = encode(jnp.array([1.0, -7.0]), "int4")
     >>> q.codes.tolist(), q.scale.unit.item()

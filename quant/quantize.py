@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray
 from .formats import parse
 from .granularity import Granularity
 from .grid import Format, check_input
-from .minifloat import narrow_finite, widen
+from .minifloat import narrow, widen
 from .qtensor import sharing
 from .scaled import find_scale, round_blocks
 from .selftest import require_exact_backend
@@ -105,4 +105,4 @@ def _quantize(
         y, inside = granularity.join(y, x.shape), granularity.join(inside, x.shape)
     if overflow == "wrap":
         inside = jnp.isfinite(wide)
-    return straight_through(x, narrow_finite(y, x.dtype), inside)
+    return straight_through(x, narrow(y, x.dtype, overflow), inside)

@@ -10,6 +10,8 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, UInt
 
+from ..kernels import random_words
+
 ROUNDINGS = ("nearest_even", "nearest_away", "toward_zero", "up", "down", "stochastic")
 DIRECTED = ("up", "down")  # those that ask for the sign, and move any number off the grid
 
@@ -28,8 +30,13 @@ def check_rounding(who: str, rounding: str, key: PRNGKeyArray | None) -> None:
 def random_bits(
     key: PRNGKeyArray, shape: tuple[int, ...], dtype: DTypeLike
 ) -> UInt[Array, "*shape"]:
-    """Independent uniform unsigned integers: the only source of randomness of `rounds_up`."""
-    return jax.random.bits(key, shape, jnp.dtype(dtype))
+    """Independent uniform unsigned integers: the only source of randomness of `rounds_up`.
+
+    They count through the generator of `kernels`, which a kernel can draw from as well: the word of
+    an element is a function of two words drawn from the key and of its flat place in x.
+    """
+    words = jax.random.bits(key, (2,), jnp.uint32)
+    return random_words(words, 0, shape, jnp.dtype(dtype))
 
 
 def rounds_up(

@@ -138,7 +138,7 @@ def test_bad_settings():
     x = jnp.ones(3)
     with pytest.raises(ValueError, match=r"quantize\(e4m3fn\).*key=jax.random.key\(seed\)"):
         quantize(x, "e4m3fn", rounding="stochastic")
-    with pytest.raises(ValueError, match=r"'up'; choose one of nearest_even, stochastic"):
-        quantize(x, "e4m3fn", rounding="up")
+    with pytest.raises(ValueError, match=r"'nearest'; choose one of nearest_even, nearest_away"):
+        quantize(x, "e4m3fn", rounding="nearest")
     with pytest.raises(ValueError, match="key=None"):
         rounds_up(x > 0, jnp.ones(3, jnp.uint32), rounding="stochastic")

@@ -146,8 +146,6 @@ def encode(
 
 def decode(q: QTensor) -> Float[Array, "*dims"]:
     """The numbers of codes and scales, in the dtype of the array that was encoded."""
-    if not isinstance(q, QTensor):
-        raise ValueError(f"decode reads a QTensor, as encode gives it; got {type(q).__name__}.")
     return _decode(q)
 
 

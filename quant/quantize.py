@@ -54,6 +54,8 @@ def quantize(
     block is given. Scales count as constants under differentiation. A value that the dtype of x
     cannot hold, such as 65504 in bfloat16, is rounded to that dtype.
 
+    Sharded arrays give the same bits; on a mesh with explicit axes no block may be cut by them.
+
     Args:
         x: numbers in float32, float64, float16 or bfloat16.
         fmt: the format or its name, see `parse`.
@@ -99,9 +101,7 @@ def _quantize(
     else:
         blocked = granularity.split(wide)
         found = find_scale(blocked, fmt, method)
-        y, inside = round_blocks(
-            blocked, fmt, found, rounding=rounding, overflow=overflow, key=key
-        )
+        y, inside = round_blocks(blocked, fmt, found, rounding=rounding, overflow=overflow, key=key)
         y, inside = granularity.join(y, x.shape), granularity.join(inside, x.shape)
     if overflow == "wrap":
         inside = jnp.isfinite(wide)

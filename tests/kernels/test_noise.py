@@ -12,6 +12,7 @@ from scipy import stats
 
 from spikebit.kernels import noise, noise_cpu
 from spikebit.kernels.noise import random_words
+from spikebit.quant import quantize
 
 PI = (0x243F6A88, 0x85A308D3), (0x13198A2E, 0x03707344)
 ONES = ((2**32 - 1,) * 2,) * 2
@@ -45,6 +46,14 @@ def block_of_integers(counter, key, rounds):
 def numba_words(key, stream, index, first, second):
     for i in range(index.size):
         first[i], second[i] = noise_cpu.block(key[0], key[1], index[i], stream)
+
+
+@numba.njit
+def round_to_3_bits(key, bits):
+    """Rounds the mantissas of the patterns of floats stochastically, in place."""
+    for i in range(bits.size):
+        word = noise_cpu.block(key[0], key[1], i, 0)[0]
+        bits[i] = bits[i] + (word >> 12) & 0xFFF00000
 
 
 @pytest.mark.parametrize("make", [jnp.asarray, np.asarray], ids=["jax", "numpy"])
@@ -88,6 +97,17 @@ def test_the_same_bits_in_triton(triton_script):
 @pytest.mark.parametrize("capability", ["80", "90"])
 def test_triton_compiles_to_few_instructions(triton_script, capability):
     triton_script("triton_noise.py", "compile", capability)
+
+
+def test_stochastic_rounding_has_the_same_bits_in_numba():
+    """As `quantize` rounds numbers in the normal range of e4m3fn; the script does so in Triton."""
+    x = np.random.default_rng(3).uniform(-200, 200, (31, 17)).astype(np.float32)
+    x = np.where(abs(x) < 2**-6, np.float32(1), x)
+    key = jax.random.key(4)
+    expected = quantize(jnp.array(x), "e4m3fn", rounding="stochastic", key=key)
+    bits = x.view(np.uint32).ravel()
+    round_to_3_bits(np.asarray(jax.random.bits(jax.random.clone(key), (2,), jnp.uint32)), bits)
+    np.testing.assert_array_equal(bits.view(np.float32).reshape(x.shape), expected)
 
 
 def test_words_follow_the_flat_place_whatever_the_shape():

@@ -8,8 +8,10 @@ from .. import __version__ as __version__
 from . import losses
 from .bptt import bptt
 from .compare import compare, cosine, relative_error
+from .format_cost import format_cost, sequence_losses
 from .ostl import ostl
 from .rule import LearningRule, RuleOutput, parameters, run_sequence
+from .synaptic_trace import dead_band, decayed_trace
 
 __all__ = [
     "LearningRule",
@@ -17,9 +19,13 @@ __all__ = [
     "bptt",
     "compare",
     "cosine",
+    "dead_band",
+    "decayed_trace",
+    "format_cost",
     "losses",
     "ostl",
     "parameters",
     "relative_error",
     "run_sequence",
+    "sequence_losses",
 ]

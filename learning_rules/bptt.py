@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, PyTree
+from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from .rule import LearningRule, Loss, RuleOutput
 from .stack import as_stack
@@ -32,8 +32,8 @@ def bptt(network: nnx.Module, loss: Loss, *, remat_every: int | None = None) -> 
         raise ValueError(f"bptt(remat_every={remat_every}): give a number of steps >= 1, or None.")
     stack = as_stack(network)
 
-    def init(params: PyTree, batch: Any) -> PyTree:
-        return stack.initialize_carries(params, batch)
+    def init(params: PyTree, batch: Any, key: PRNGKeyArray | None = None) -> PyTree:
+        return stack.initialize_carries(params, batch, key)
 
     def piece_loss(params, carries, piece):
         xs, targets = piece

@@ -6,13 +6,23 @@ The rule puts together the traces of single layers (`traces.py`); it holds no ce
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, PyTree
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
+from ..quant.grid import Format
+from ..quant.storage import Lost, Storage, storage
 from .bptt import sequence_loss
 from .rule import LearningRule, Loss, RuleOutput
 from .stack import Layer, as_stack
-from .traces import LayerTrace, generic_trace, unit_trace
+from .traces import LayerTrace, Store, generic_trace, unit_trace
+
+
+class TraceLosses(NamedTuple):
+    """What a trace has lost since the start of the sequence, as means over the chunks."""
+
+    chunks: Float[Array, ""]
+    lost: Lost
 
 
 class OSTLState(NamedTuple):
@@ -20,6 +30,8 @@ class OSTLState(NamedTuple):
 
     carries: tuple[Any, ...]
     traces: tuple[Any, ...]
+    lost: tuple[Any, ...] = ()  # `TraceLosses`, or () for a trace without a format
+    key: PRNGKeyArray | None = None  # of the next stochastic rounding; None without
 
 
 def ostl(
@@ -28,6 +40,8 @@ def ostl(
     *,
     scope: str = "full",
     cross_layer: str = "spatial",
+    trace_format: Format | str | None = None,
+    trace_rounding: str = "nearest_even",
 ) -> LearningRule:
     r"""Online spatio-temporal learning for any stack of cells and stateless layers.
 
@@ -51,14 +65,25 @@ def ostl(
     B m P' in "no_h" or without H for the cells of this library (m memory variables a unit). Any
     other cell, Flax's included, goes through dense Jacobians, B S P in both scopes.
 
+    With a format, the trace $\epsilon$ of every parameter is stored in it at the end of each chunk
+    (`OSTLState.lost` tells what that loses); the rest of a chunk is computed as without. Rounding
+    stochastically, the gradient is that of exact traces on average, unless a trace saturates; the
+    rule then takes a key at `init` and keeps the next one in its state.
+
     Args:
         network: a `Network`, or one bare cell.
         loss: loss of one time step, (batch, n_out), targets -> (batch,).
         scope: "full" or "no_h".
         cross_layer: "spatial" or "chunk".
+        trace_format: format of the traces of all cells to which `quant.state_formats` gave none of
+            their own for "eligibility_trace"; None keeps them as they are computed.
+        trace_rounding: how they are rounded to it, one of `quant.rounding.ROUNDINGS`.
 
     Returns:
         A rule whose state is the carries and traces: memory does not grow with time.
+
+    Raises:
+        ValueError: for a setting that is none of these, or a format without a unit of its own.
 
     References:
         Online Spatio-Temporal Learning in Deep Neural Networks, arXiv:2007.12723.
@@ -68,15 +93,31 @@ def ostl(
     stack = as_stack(network)
     spatial = cross_layer == "spatial"
     makers = tuple(_trace_of(layer, scope, spatial) for layer in stack.layers)
+    default = None
+    if trace_format is not None:
+        default = storage(f"ostl(trace_format={str(trace_format)!r})", trace_format, trace_rounding)
+    kept = tuple(
+        None if maker is None else layer.trace or default
+        for layer, maker in zip(stack.layers, makers, strict=True)
+    )
+    draws = any(k is not None and k.draws for k in kept)
 
-    def init(params: PyTree, batch: Any) -> OSTLState:
-        carries = stack.initialize_carries(params, batch)
+    def init(params: PyTree, batch: Any, key: PRNGKeyArray | None = None) -> OSTLState:
+        if draws and key is None:
+            raise ValueError(
+                "ostl rounds its traces stochastically and found key=None: call "
+                "rule.init(params, batch, key=jax.random.key(seed)), a new key for each sequence."
+            )
+        carries = stack.initialize_carries(params, batch, key)
         parts, _ = stack.split(params)
         traces = tuple(
             () if maker is None else maker.init(part, carry)
             for maker, part, carry in zip(makers, parts, carries, strict=True)
         )
-        return OSTLState(carries, traces)
+        zero = jnp.zeros((), jnp.float32)
+        lost = tuple(() if k is None else TraceLosses(zero, Lost(zero, zero)) for k in kept)
+        own = None if key is None or not draws else jax.random.fold_in(key, len(kept))
+        return OSTLState(carries, traces, lost, own)
 
     def step(
         params: PyTree, state: OSTLState, xs: Array, targets: Any
@@ -84,7 +125,7 @@ def ostl(
         parts, join = stack.split(params)
         carries, backs = [], []
         for layer, maker, part, carry, trace in zip(
-            stack.layers, makers, parts, *state, strict=True
+            stack.layers, makers, parts, state.carries, state.traces, strict=True
         ):
             if maker is None:
                 xs, back = _stateless(layer, part, xs)
@@ -93,13 +134,16 @@ def ostl(
             carries.append(carry)
             backs.append(back)
         total, dys = jax.value_and_grad(lambda ys: sequence_loss(loss, ys, targets))(xs)
-        grads, traces = [], []
-        for back in reversed(backs):
-            part_grads, dys, trace = back(dys)
+        key, stores = _stores(kept, state.key)
+        grads, traces, lost = [], [], []
+        for back, store in zip(reversed(backs), reversed(stores), strict=True):
+            part_grads, dys, trace, loses = back(dys, store)
             grads.insert(0, part_grads)
             traces.insert(0, trace)
-        new = jax.lax.stop_gradient(OSTLState(tuple(carries), tuple(traces)))
-        return new, RuleOutput(total, xs, join(grads))
+            lost.insert(0, loses)
+        lost = tuple(_mean(old, new) for old, new in zip(state.lost, lost, strict=True))
+        carries, traces = jax.lax.stop_gradient((tuple(carries), tuple(traces)))
+        return OSTLState(carries, traces, lost, key), RuleOutput(total, xs, join(grads))
 
     return LearningRule(init, step)
 
@@ -122,10 +166,47 @@ def _stateless(layer: Layer, params: dict, xs: Array):
     """Runs a layer without state; going back is plain reverse mode."""
     ys, pull = jax.vjp(lambda p, xs: jax.vmap(layer.module(p))(xs), params, xs)
 
-    def back(dys: Array):
-        return *pull(dys), ()
+    def back(dys: Array, store: Store):
+        return *pull(dys), (), None
 
     return ys, back
+
+
+def _stores(
+    kept: tuple[Storage | None, ...], key: PRNGKeyArray | None
+) -> tuple[PRNGKeyArray | None, list[Store]]:
+    """The key of the next chunk, and what each layer does to its new trace."""
+    if key is None:
+        return None, [_store(k, None) for k in kept]
+    following, *keys = jax.random.split(key, len(kept) + 1)
+    return following, [_store(k, own) for k, own in zip(kept, keys, strict=True)]
+
+
+def _store(kept: Storage | None, key: PRNGKeyArray | None) -> Store:
+    if kept is None:
+        return lambda eps: (eps, None)
+
+    def store(eps: PyTree) -> tuple[PyTree, Lost]:
+        leaves, tree = jax.tree.flatten(eps)
+        unread = key is None or not kept.draws
+        keys = [None] * len(leaves) if unread else jax.random.split(key, len(leaves))
+        stored = [kept.store(x, k) for x, k in zip(leaves, keys, strict=True)]
+        sizes = jnp.array([x.size for x in leaves], jnp.float32)
+        lost = [kept.lost(x, y) for x, y in zip(leaves, stored, strict=True)]
+        share = jax.tree.map(lambda *parts: jnp.stack(parts) @ sizes / sizes.sum(), *lost)
+        return tree.unflatten(stored), share
+
+    return store
+
+
+def _mean(old: Any, new: Lost | None) -> Any:
+    """The mean over the chunks so far, one more included."""
+    if new is None:
+        return ()
+    chunks = old.chunks + 1
+    return TraceLosses(
+        chunks, jax.tree.map(lambda mean, x: mean + (x - mean) / chunks, old.lost, new)
+    )
 
 
 def _check(name: str, value: str, known: tuple[str, ...]) -> None:

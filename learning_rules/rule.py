@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 Loss = Callable[[Array, Any], Array]
 """`loss(outputs, targets)`: outputs (batch, n_out) of one time step to (batch,) losses."""
@@ -26,8 +26,9 @@ class RuleOutput(NamedTuple):
 class LearningRule(NamedTuple):
     """Two pure functions; everything the rule remembers is in the state they pass along.
 
-    `init(params, batch) -> state` starts a new sequence. `batch` is a chunk of inputs, or a
-    `jax.ShapeDtypeStruct` like one, of shape (time, batch, *features); its values are not read.
+    `init(params, batch, key=None) -> state` starts a new sequence. `batch` is a chunk of inputs, or
+    a `jax.ShapeDtypeStruct` like one, of shape (time, batch, *features); its values are not read.
+    The key is needed only where something is rounded stochastically, and goes into the state.
     `step(params, state, xs, targets) -> (state, RuleOutput)` takes the next K >= 1 time steps: xs
     of shape (K, batch, *features), targets a pytree whose leaves start with (K, batch).
 
@@ -37,7 +38,7 @@ class LearningRule(NamedTuple):
     contributions of its chunks add up to its gradient as the rule sees it.
     """
 
-    init: Callable[[PyTree, Any], PyTree]
+    init: Callable[..., PyTree]
     step: Callable[[PyTree, PyTree, Array, Any], tuple[PyTree, RuleOutput]]
     truncates: bool = False  # True where no gradient crosses from one chunk to the next
 
@@ -48,7 +49,13 @@ def parameters(network: nnx.Module) -> PyTree:
 
 
 def run_sequence(
-    rule: LearningRule, params: PyTree, xs: Array, targets: Any, *, chunk: int | None = None
+    rule: LearningRule,
+    params: PyTree,
+    xs: Array,
+    targets: Any,
+    *,
+    chunk: int | None = None,
+    key: PRNGKeyArray | None = None,
 ) -> RuleOutput:
     """Runs a rule over a sequence with frozen parameters and adds up its gradient.
 
@@ -58,10 +65,24 @@ def run_sequence(
         xs: inputs (T, batch, *features).
         targets: pytree of arrays (T, batch, ...).
         chunk: K, the steps given to the rule at a time; None gives it the whole sequence.
+        key: of stochastic rounding, see `LearningRule`.
 
     Raises:
         ValueError: if K does not divide T.
     """
+    return run_with_state(rule, params, xs, targets, chunk=chunk, key=key)[1]
+
+
+def run_with_state(
+    rule: LearningRule,
+    params: PyTree,
+    xs: Array,
+    targets: Any,
+    *,
+    chunk: int | None = None,
+    key: PRNGKeyArray | None = None,
+) -> tuple[PyTree, RuleOutput]:
+    """`run_sequence`, and the state in which the rule ends."""
     steps = xs.shape[0]
     chunk = steps if chunk is None else chunk
     if chunk < 1 or steps % chunk:
@@ -78,8 +99,8 @@ def run_sequence(
 
     pieces = jax.tree.map(lambda a: a.reshape(steps // chunk, chunk, *a.shape[1:]), (xs, targets))
     first = jax.tree.map(lambda a: a[0], pieces)
-    state = rule.init(params, first[0])
+    state = rule.init(params, first[0], key)
     shapes = jax.eval_shape(rule.step, params, state, *first)[1]
     zero = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), (shapes.loss, shapes.grads))
-    (_, loss, grads), outputs = jax.lax.scan(body, (state, *zero), pieces)
-    return RuleOutput(loss, outputs.reshape(steps, *outputs.shape[2:]), grads)
+    (state, loss, grads), outputs = jax.lax.scan(body, (state, *zero), pieces)
+    return state, RuleOutput(loss, outputs.reshape(steps, *outputs.shape[2:]), grads)

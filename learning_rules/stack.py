@@ -12,7 +12,10 @@ from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, PyTree
+from jaxtyping import Array, PRNGKeyArray, PyTree
+
+from ..quant.state_formats import rounds_stochastically, trace_storage
+from ..quant.storage import Storage
 
 
 @runtime_checkable
@@ -52,6 +55,8 @@ class Layer:
     graphdef: Any
     constants: Any  # variables that are not parameters
     kernels: tuple[str, ...] = ()  # of a unit-wise cell: which of w and h it has
+    trace: Storage | None = None  # the format of its eligibility trace, if it has one of its own
+    draws: bool = False  # whether it rounds its state stochastically
 
     def module(self, params: PyTree) -> Any:
         """The layer with these parameters."""
@@ -89,8 +94,14 @@ class Stack(NamedTuple):
             )
         return parts, join
 
-    def initialize_carries(self, params: PyTree, batch: Any) -> tuple[Any, ...]:
-        """Zero carries for inputs like `batch`, of shape (time, batch, *features)."""
+    def initialize_carries(
+        self, params: PyTree, batch: Any, key: PRNGKeyArray | None = None
+    ) -> tuple[Any, ...]:
+        """Zero carries for inputs like `batch`, of shape (time, batch, *features).
+
+        Raises:
+            ValueError: inputs that do not fit, or no key where a state is rounded stochastically.
+        """
         if len(batch.shape) < 2 or batch.shape[0] < 1:
             raise ValueError(
                 "A rule takes inputs of shape (time, batch, *features) with at least one time "
@@ -99,19 +110,28 @@ class Stack(NamedTuple):
         parts, _ = self.split(params)
         x = jax.ShapeDtypeStruct(batch.shape[1:], batch.dtype)
         carries = []
-        for layer, part in zip(self.layers, parts, strict=True):
-            carry, x = _carry_and_output(layer, part, x)
+        for i, (layer, part) in enumerate(zip(self.layers, parts, strict=True)):
+            if key is None and layer.draws:
+                raise ValueError(
+                    f"{layer.name} rounds its state stochastically and found no key: call "
+                    "rule.init(params, batch, key=jax.random.key(seed)), or "
+                    "network.initialize_carry(shape, rngs=nnx.Rngs(seed)) where there is no rule."
+                )
+            # Flax's own cells ask for a key even where the initial carry is constant
+            rngs = nnx.Rngs(0 if key is None else jax.random.fold_in(key, i))
+            carry, x = _carry_and_output(layer, part, x, rngs)
             carries.append(carry)
         return tuple(carries)
 
 
-def _carry_and_output(layer: Layer, params: dict, x: jax.ShapeDtypeStruct) -> tuple[Any, Any]:
+def _carry_and_output(
+    layer: Layer, params: dict, x: jax.ShapeDtypeStruct, rngs: nnx.Rngs
+) -> tuple[Any, Any]:
     """The initial carry of a layer and the shape of its output; a misfit names the layer."""
     try:
         if layer.kind == "stateless":
             return (), jax.eval_shape(lambda p, x: layer.module(p)(x), params, x)
-        # Flax's own cells ask for a key even where the initial carry is constant
-        carry = layer.module(params).initialize_carry(x.shape, rngs=nnx.Rngs(0))
+        carry = layer.module(params).initialize_carry(x.shape, rngs=rngs)
         return carry, jax.eval_shape(lambda p, c, x: layer.module(p)(c, x)[1], params, carry, x)
     except (TypeError, ValueError) as error:
         raise ValueError(
@@ -141,4 +161,6 @@ def _as_layer(index: int, module: Any) -> Layer:
         raise ValueError(f"{name} is neither a cell nor callable: a layer maps x to y.")
     graphdef, params, constants = nnx.split(module, nnx.Param, ...)
     kernels = tuple(k for k in ("w", "h") if k in params) if kind == "unitwise" else ()
-    return Layer(name, kind, graphdef, constants, kernels)
+    trace = trace_storage(module, "eligibility_trace")
+    draws = rounds_stochastically(module)
+    return Layer(name, kind, graphdef, constants, kernels, trace, draws)

@@ -3,9 +3,10 @@
 A chunk of K steps is differentiated in reverse; what happened before the chunk enters through the
 trace at its border, eps = d s / d theta:
 
-    grad += dE_chunk/dtheta + dE_chunk/ds_in . eps,    eps <- P eps + M,
+    grad += dE_chunk/dtheta + dE_chunk/ds_in . eps,    eps <- store(P eps + M),
     P = ds_out/ds_in,  M = ds_out/dtheta inside the chunk.
 
+`store` is what the rule does to a trace that it keeps in a number format; else it does nothing.
 Three representations stand here, one a layer kind: element-wise and dense traces of unit-wise cells
 (kernels share the trace of u = [x, y_{t-1}]), and the generic one of any cell. How layers are
 combined into a rule is `ostl.py`'s.
@@ -26,12 +27,16 @@ from .unroll import drive, previous_outputs, recurrent_gradient, scan_units, spl
 _UNROLLED = 8  # outer products that fuse with the sum they go into; more are one matrix product
 
 
+Store = Callable[[PyTree], tuple[PyTree, Any]]
+"""`store(eps)`: the arrays of a new trace as they are kept, and what was lost."""
+
+
 class LayerTrace(NamedTuple):
     """Makes and uses the trace of one layer."""
 
     init: Callable[[dict, Any], PyTree]  # params, carry -> trace
     # params, carry, trace, xs -> new carry, ys, back
-    # back(cotangent of ys) -> gradient of params, cotangent of xs, new trace
+    # back(cotangent of ys, store) -> gradient of params, cotangent of xs, new trace, what it lost
     chunk: Callable[[dict, Any, PyTree, Array], tuple[Any, Array, Callable]]
 
 
@@ -89,7 +94,7 @@ def unit_trace(layer: Layer, *, dense: bool, cut: bool, spatial: bool) -> LayerT
         )
         y_before = previous_outputs(carry.y, ys)
 
-        def back(dys: Array):
+        def back(dys: Array, store: Store):
             dwide, dz, dmemory, dy = pull((jnp.zeros_like(out), dys))
             ds = jnp.stack(dmemory, 1) + dy[:, None] * trace.gain
             grads = _direct_gradients(params, wide, dwide, dz, xs, y_before)
@@ -97,9 +102,9 @@ def unit_trace(layer: Layer, *, dense: bool, cut: bool, spatial: bool) -> LayerT
             grads = _add_carried(grads, carried, w)
             dx = _through_step(layer, wide, carry, carries, dys, h, drive(w, xs)) if spatial else dz
             dxs = dx if w is None else dx @ w.T
-            return grads, dxs, roll()
+            return grads, dxs, *roll(store)
 
-        def roll() -> UnitTrace:
+        def roll(store: Store) -> tuple[UnitTrace, Any]:
             basis = _basis(out, dense)
             zero = jnp.zeros_like(ys)
             dwide, dz, dmemory, dy = jax.vmap(lambda c: pull((c, zero)))(basis)
@@ -112,9 +117,10 @@ def unit_trace(layer: Layer, *, dense: bool, cut: bool, spatial: bool) -> LayerT
                 k: _roll_units(dense, direct, dy, dwide[k], trace.units[k], trace.outputs[k])
                 for k in unit
             }
+            (kernels, units), lost = store((kernels, units))
             gain, through = _fire_derivatives(layer, wide, last, names)
             outputs = {k: _output_trace(dense, gain, units[k], through[k]) for k in unit}
-            return UnitTrace(kernels, units, outputs, gain)
+            return UnitTrace(kernels, units, outputs, gain), lost
 
         return last, ys, back
 
@@ -248,65 +254,84 @@ def _through_step(layer, wide, carry, carries, dys, h, z) -> Array:
 def generic_trace(layer: Layer, *, cut: bool, spatial: bool) -> LayerTrace:
     """The trace of any cell by dense Jacobians of its flattened carry, one sample at a time.
 
-    Size (B, S, P) for a carry of S numbers and P parameters. With `cut`, matrix products take the
-    carry as a constant.
+    Size (B, S, P) for a carry of S floats and P parameters; arrays of other dtypes in the carry,
+    such as random keys or counts, go along without a derivative. With `cut`, matrix products take
+    the carry as a constant.
     """
 
     def init(params: dict, carry: Any) -> Array:
         theta, _ = ravel_pytree(params)
-        for leaf in jax.tree.leaves(carry):
-            if not jnp.issubdtype(leaf.dtype, jnp.floating):
-                raise ValueError(
-                    f"{layer.name} carries an array of {leaf.dtype}: an online rule needs a carry "
-                    "of floating-point arrays."
-                )
-        leaves = jax.tree.leaves(carry)
-        batch = leaves[0].shape[0]
-        return jnp.zeros((batch, sum(leaf[0].size for leaf in leaves), theta.size), theta.dtype)
+        state, _, _ = _split_carry(carry)
+        if not state:
+            raise ValueError(
+                f"{layer.name} carries no array of floats: an online rule has nothing to trace."
+            )
+        size = sum(leaf[0].size for leaf in state)
+        return jnp.zeros((state[0].shape[0], size, theta.size), theta.dtype)
 
     def chunk(params: dict, carry: Any, trace: Array, xs: Array):
         theta, unravel_theta = ravel_pytree(params)
-        example = jax.tree.map(lambda c: c[0], carry)
-        _, unravel_carry = ravel_pytree(example)
+        state, others, join = _split_carry(carry)
+        _, unravel_state = ravel_pytree([leaf[0] for leaf in state])
 
-        def apply(s: Array, rest: tuple[Array, Array]) -> tuple[Array, Array]:
-            theta, x = rest
-            new, y = layer.module(unravel_theta(theta))(unravel_carry(s), x)
-            return ravel_pytree(new)[0], y
+        def apply(s: Array, rest: tuple[Array, Array, list[Array]]):
+            theta, x, others = rest
+            new, y = layer.module(unravel_theta(theta))(join(unravel_state(s), others), x)
+            state, others, _ = _split_carry(new)
+            return ravel_pytree(state)[0], y, others
 
         one_step = cut_products(apply) if cut else apply
 
-        def run(theta, s, xs):
-            def body(s, x):
-                new, y = one_step(s, (theta, x))
-                return new, (y, s)
+        def run(theta, s, xs, others):
+            def body(carry, x):
+                s, others = carry
+                new, y, new_others = one_step(s, (theta, x, others))
+                return (new, new_others), (y, (s, others))
 
-            last, (ys, states) = jax.lax.scan(body, s, xs)
-            return (last, ys), states
+            (last, others), (ys, before) = jax.lax.scan(body, (s, others), xs)
+            return (last, ys), (others, before)
 
-        flat = jax.vmap(lambda c: ravel_pytree(c)[0])(carry)
-        (last, ys), pull, states = jax.vmap(
-            lambda s, x: jax.vjp(run, theta, s, x, has_aux=True), (0, 1), ((0, 1), 0, 0)
-        )(flat, xs)
+        def forward(s, xs, others):
+            return jax.vjp(lambda p, s, x: run(p, s, x, others), theta, s, xs, has_aux=True)
 
-        def back(dys: Array):
-            def sample(pull, eps, dy, s, x):
-                dtheta, ds, dx = pull((jnp.zeros_like(s[0]), dy))
-                basis = jnp.eye(s.shape[-1], dtype=s.dtype)
+        flat = jax.vmap(lambda state: ravel_pytree(state)[0])(state)
+        (last, ys), pull, (last_others, before) = jax.vmap(forward, (0, 1, 0), ((0, 1), 0, 0))(
+            flat, xs, others
+        )
+
+        def back(dys: Array, store: Store):
+            def sample(pull, eps, dy, before, x):
+                states, others = before
+                dtheta, ds, dx = pull((jnp.zeros_like(states[0]), dy))
+                basis = jnp.eye(states.shape[-1], dtype=states.dtype)
                 m, p, _ = jax.vmap(lambda c: pull((c, jnp.zeros_like(dy))))(basis)
                 if spatial:
 
-                    def same_step(s, x, d):
-                        return jax.vjp(lambda x: apply(s, (theta, x))[1], x)[1](d)[0]
+                    def same_step(s, others, x, d):
+                        return jax.vjp(lambda x: apply(s, (theta, x, others))[1], x)[1](d)[0]
 
-                    dx = jax.vmap(same_step)(s, x, dy)
+                    dx = jax.vmap(same_step)(states, others, x, dy)
                 return dtheta + ds @ eps, dx, p @ eps + m
 
             dtheta, dxs, new = jax.vmap(sample, (0, 0, 1, 0, 1), (0, 1, 0))(
-                pull, trace, dys, states, xs
+                pull, trace, dys, before, xs
             )
-            return unravel_theta(dtheta.sum(0)), dxs, new
+            return unravel_theta(dtheta.sum(0)), dxs, *store(new)
 
-        return jax.vmap(unravel_carry)(last), ys, back
+        return join(jax.vmap(unravel_state)(last), last_others), ys, back
 
     return LayerTrace(init, chunk)
+
+
+def _split_carry(carry: Any) -> tuple[list[Array], list[Array], Callable[[list, list], Any]]:
+    """The arrays of floats in a carry, the other ones, and the way back."""
+    leaves, tree = jax.tree.flatten(carry)
+    floating = [jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in leaves]
+
+    def join(state: list[Array], others: list[Array]) -> Any:
+        floats, rest = iter(state), iter(others)
+        return tree.unflatten([next(floats if is_float else rest) for is_float in floating])
+
+    state = [leaf for leaf, is_float in zip(leaves, floating, strict=True) if is_float]
+    others = [leaf for leaf, is_float in zip(leaves, floating, strict=True) if not is_float]
+    return state, others, join

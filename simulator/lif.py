@@ -95,6 +95,7 @@ class LIFCell(NeuronCell):
     """
 
     memory_fields: ClassVar[tuple[str, ...]] = ("v",)
+    roles: ClassVar[dict[str, str]] = {"membrane": "v"}
     _carry_types: ClassVar[tuple[type, type]] = (LIFState, RefractoryLIFState)
 
     def __init__(
@@ -194,6 +195,7 @@ class SynapticLIFCell(LIFCell):
     """
 
     memory_fields: ClassVar[tuple[str, ...]] = ("i", "v")
+    roles: ClassVar[dict[str, str]] = {"membrane": "v", "synaptic_current": "i"}
     _carry_types: ClassVar[tuple[type, type]] = (SynapticLIFState, RefractorySynapticLIFState)
 
     def __init__(
@@ -241,6 +243,7 @@ class ALIFCell(LIFCell):
     """
 
     memory_fields: ClassVar[tuple[str, ...]] = ("v", "a")
+    roles: ClassVar[dict[str, str]] = {"membrane": "v", "adaptation": "a"}
     _carry_types: ClassVar[tuple[type, type]] = (ALIFState, RefractoryALIFState)
 
     def __init__(

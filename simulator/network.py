@@ -43,9 +43,15 @@ class Network(nnx.RNNCellBase):
     def initialize_carry(
         self, input_shape: tuple[int, ...], rngs: Any = None, carry_init: Any = None
     ) -> tuple[Any, ...]:
-        """Zero carries for inputs of shape (batch, *features); () for a layer without state."""
+        """Zero carries for inputs of shape (batch, *features); () for a layer without state.
+
+        An `nnx.Rngs` is read only where a state is rounded stochastically.
+        """
         batch = jax.ShapeDtypeStruct((1, *input_shape), jax.numpy.zeros(()).dtype)
-        return as_stack(self).initialize_carries(nnx.state(self, nnx.Param), batch)
+        stack = as_stack(self)
+        draws = rngs is not None and any(layer.draws for layer in stack.layers)
+        key = rngs.carry() if draws else None
+        return stack.initialize_carries(nnx.state(self, nnx.Param), batch, key)
 
     @property
     def num_feature_axes(self) -> int:

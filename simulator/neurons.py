@@ -38,9 +38,12 @@ class NeuronCell(nnx.RNNCellBase):
         d: logit of the decay of each unit (n,) if it is trained, so that it stays in (0, 1); else
             None.
         memory_fields: the fields of the carry that derivatives flow through from step to step.
+        roles: what those fields are ("membrane", "synaptic_current", "adaptation"), for
+            `quant.state_formats`.
     """
 
     memory_fields: ClassVar[tuple[str, ...]]
+    roles: ClassVar[dict[str, str]]
 
     def __init__(
         self,

@@ -31,6 +31,7 @@ class LeakyReadout(NeuronCell):
     """
 
     memory_fields: ClassVar[tuple[str, ...]] = ("v",)
+    roles: ClassVar[dict[str, str]] = {"membrane": "v"}
 
     def __init__(
         self,

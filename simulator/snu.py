@@ -47,6 +47,7 @@ class SNUCell(NeuronCell):
     """
 
     memory_fields: ClassVar[tuple[str, ...]] = ("s",)
+    roles: ClassVar[dict[str, str]] = {"membrane": "s"}
 
     def __init__(
         self,
@@ -121,6 +122,7 @@ class SoftSNUCell(NeuronCell):
     """
 
     memory_fields: ClassVar[tuple[str, ...]] = ("s",)
+    roles: ClassVar[dict[str, str]] = {"membrane": "s"}
 
     def __init__(
         self,

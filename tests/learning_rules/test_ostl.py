@@ -354,7 +354,7 @@ def test_bad_settings_are_named():
         rules.ostl(network, LOSS).init({"other": jnp.zeros(3)}, xs)
 
 
-def test_a_cell_with_whole_numbers_in_its_carry_is_refused():
+def test_a_cell_that_carries_whole_numbers_alone_is_refused():
     class Counting(nnx.RNNCellBase):
         """Counts its steps."""
 
@@ -370,5 +370,5 @@ def test_a_cell_with_whole_numbers_in_its_carry_is_refused():
 
     network = Network([Counting(), nnx.Linear(N_IN, N_OUT, rngs=nnx.Rngs(0))])
     rule = rules.ostl(network, LOSS)
-    with pytest.raises(ValueError, match=r"Layer 0 \(Counting\) carries an array of int32"):
+    with pytest.raises(ValueError, match=r"Layer 0 \(Counting\) carries no array of floats"):
         rule.init(rules.parameters(network), make_data()[0])

@@ -1,10 +1,12 @@
 """What a number can be: formats, rounding, and weights that live in a format."""
 
 from .. import __version__ as __version__
+from .few import Binary, Ternary
 from .formats import known_formats, parse
 from .granularity import Granularity
 from .grid import Format
 from .integer import AsymmetricInteger, FixedPoint, Integer
+from .logarithmic import Logarithmic
 from .memory import (
     StoredWeights,
     WeightMemory,
@@ -14,20 +16,28 @@ from .memory import (
     number_format,
 )
 from .minifloat import Minifloat
+from .posit import Posit
 from .qtensor import QTensor, decode, encode
 from .quantize import quantize, straight_through
 from .rounding import ROUNDINGS, rounds_up
+from .tables import NF4, LookUp
 
 __all__ = [
+    "NF4",
     "ROUNDINGS",
     "AsymmetricInteger",
+    "Binary",
     "FixedPoint",
     "Format",
     "Granularity",
     "Integer",
+    "Logarithmic",
+    "LookUp",
     "Minifloat",
+    "Posit",
     "QTensor",
     "StoredWeights",
+    "Ternary",
     "WeightMemory",
     "bits_per_weight",
     "decode",

@@ -3,6 +3,7 @@
 import difflib
 import re
 
+from . import few, logarithmic, posit, tables
 from .grid import Format
 from .integer import AsymmetricInteger, FixedPoint, Integer
 from .minifloat import BFLOAT16, FLOAT16, FLOAT32, Minifloat, usual_bias
@@ -24,15 +25,23 @@ _NAMED: dict[str, Format] = {
         Minifloat(2, 3, 1, "none"),
         Minifloat(2, 1, 1, "none"),
         *(Integer(b) for b in range(2, 17)),
+        tables.NF4,
+        few.Binary(),
+        few.Ternary(),
+        few.Ternary("twn"),
+        logarithmic.Logarithmic(4),
+        posit.Posit(8),
+        posit.Posit(16),
     )
 }
+_FAMILIES = (tables, few, logarithmic, posit)
 _MINIFLOAT = re.compile(r"e(\d+)m(\d+)(?:b(-?\d+))?(fnuz|fn|none)?")
 _INTEGER = re.compile(r"int(\d+)(?:_(full|half|narrow|asymmetric))?")
 _FIXED = re.compile(r"fixed(\d+)\.(-?\d+)(_symmetric)?")
 
 
 def known_formats() -> tuple[str, ...]:
-    """The names of the formats that others know too: the minifloats in use and `int2` to `int16`.
+    """The names of the formats that others know too, such as the minifloats in use.
 
     `parse` reads many more.
     """
@@ -45,7 +54,7 @@ def parse(name: str | Format) -> Format:
     Args:
         name: one of `known_formats()`; or `e<E>m<M>[b<bias>][fn|fnuz|none]`, any minifloat;
             `int<b>[_half|_full|_asymmetric]`, an integer with a scale;
-            `fixed<wl>.<fl>[_symmetric]`.
+            `fixed<wl>.<fl>[_symmetric]`; `log<b>`, powers of two; `posit<n>`.
 
     Raises:
         ValueError: for a name that is none of these (the message proposes the nearest), or that of
@@ -62,6 +71,9 @@ def parse(name: str | Format) -> Format:
         )
     if name in _NAMED:
         return _NAMED[name]
+    for family in _FAMILIES:
+        if (fmt := family.from_name(name)) is not None:
+            return fmt
     if found := _MINIFLOAT.fullmatch(name):
         e, m, bias, suffix = found.groups()
         specials = suffix or "ieee"
@@ -78,6 +90,6 @@ def parse(name: str | Format) -> Format:
     raise ValueError(
         f"parse: no number format is called {name!r}; the nearest names are {', '.join(near)}. "
         f"Forms: e<E>m<M>[b<bias>][fn|fnuz|none], int<b>[_half|_full|_asymmetric], "
-        f"fixed<wl>.<fl>[_symmetric]; "
-        f"names: {', '.join(known_formats())}."
+        f"fixed<wl>.<fl>[_symmetric], log<b>[_<magnitudes>][_from<exponent>][_geometric], "
+        f"posit<n>; names: {', '.join(known_formats())}."
     )

@@ -110,7 +110,7 @@ class QTensor:
         """Bits of the codes, packed, and of all scales and zero points, for each element."""
         bits = self.fmt.bits * self.codes.size
         if self.scale is not None:
-            unit, zero, tensor = self.scale
+            unit, zero, tensor, _ = self.scale
             bits += 8 * unit.dtype.itemsize * unit.size
             bits += 0 if zero is None else self.fmt.bits * zero.size
             bits += 0 if tensor is None else 8 * tensor.dtype.itemsize * tensor.size
@@ -202,7 +202,7 @@ def _encode(
     scale = find_scale(blocked, fmt, method)
     codes = encode_blocks(blocked, fmt, scale, rounding=rounding, overflow=overflow, key=key)
     codes = granularity.join(codes.astype(fmt.code_dtype), x.shape)
-    return QTensor(codes, scale, fmt, granularity, dtype)
+    return QTensor(codes, scale._replace(divisor=None), fmt, granularity, dtype)
 
 
 @jax.jit

@@ -14,17 +14,20 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray, Shaped, UInt
 try:
     from .blocks import BlockFormat
 except ImportError:
+
     class BlockFormat: ...
+
+
 try:
     from .clipping import clip_of
 except ImportError:
     from .scaling import absmax
+
     def clip_of(x, fmt, rule):
         return absmax(x, -1)
-try:
-    from .few import RULES
-except ImportError:
-    RULES = {}
+
+
+from .few import RULES
 from .grid import Format
 from .integer import AsymmetricInteger
 from .scaling import absmax_scale, in_units, to_units
@@ -36,6 +39,8 @@ class Scale(NamedTuple):
     unit: Shaped[Array, "*scales"]  # the scale; in a block format its code
     zero: Float[Array, "*scales"] | None = None  # the code of 0, of asymmetric integers
     tensor: Float[Array, ""] | None = None  # a second scale, of the whole array
+    #: what rounding divides by, where it is not the unit; reading the codes does not need it
+    divisor: Float[Array, "*scales"] | None = None
 
 
 def find_scale(x: Float[Array, "*scales k"], fmt: Format, method: str) -> Scale:
@@ -65,7 +70,8 @@ def find_scale(x: Float[Array, "*scales k"], fmt: Format, method: str) -> Scale:
         return Scale(unit, zero=jnp.clip(jnp.round(to_units(-low, unit)), 0, fmt.max))
     rule = fmt.scale_rule if method == "absmax" else method
     if rule in RULES:
-        return Scale(RULES[rule](x))
+        unit, divisor = RULES[rule](x)
+        return Scale(unit, divisor=divisor)
     steps = fmt.max if fmt.steps is None else fmt.steps
     return Scale(absmax_scale(clip_of(x, fmt, rule), steps))
 
@@ -118,7 +124,8 @@ def round_blocks(
 def _to_units(x: Array, fmt: Format, scale: Scale) -> Array:
     if isinstance(fmt, BlockFormat):
         return fmt.to_units(x, scale.unit, scale.tensor)
-    return to_units(x, scale.unit[..., None])
+    divisor = scale.unit if scale.divisor is None else scale.divisor
+    return to_units(x, divisor[..., None])
 
 
 def _from_units(values: Array, fmt: Format, scale: Scale) -> Array:

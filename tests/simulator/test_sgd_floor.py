@@ -1,0 +1,112 @@
+"""The study of SGD's floor: what it measures, and that it would see a bound that is too low."""
+
+import numpy as np
+import pytest
+
+from spikebit.quant.training import bounds
+from spikebit.simulator import plots, report
+from spikebit.simulator.studies import _sgd_problems, sgd_floor
+
+SMALL = sgd_floor.Settings(
+    problems=("convex", "quasi_convex"),
+    formats=("fixed16.4",),
+    steps=(0.002, 0.05),
+    iterations=400,
+    seeds=3,
+)
+
+
+def rows_of(settings, seed=0):
+    cases = sgd_floor.cases(settings, seed)
+    return [case | sgd_floor.measure(settings, seed, case) for case in cases]
+
+
+@pytest.fixture(scope="module")
+def rows():
+    return rows_of(SMALL)
+
+
+def row(rows, **wanted):
+    (found,) = [r for r in rows if wanted.items() <= r.items()]
+    return found
+
+
+@pytest.mark.parametrize("name", _sgd_problems.NAMES)
+def test_problems_have_their_minimum_and_constant(name):
+    p = _sgd_problems.problem(name, 3)
+    assert p.outer(p.inner(p.minimum)) == 0
+    rng = np.random.default_rng(0)
+    for distance in (1e-2, 0.3) if name != "network" else (1e-3,):
+        ways = rng.normal(size=(200, len(p.minimum)))
+        ways *= distance / np.linalg.norm(ways, axis=1, keepdims=True)
+        values = [float(p.outer(p.inner(p.minimum + w.astype(np.float32)))) for w in ways]
+        assert 0 < max(values) <= p.constant * distance**p.power * (1 + 1e-2)
+        assert max(values) >= 0.3 * p.constant * distance**p.power  # L is not far too large
+
+
+def test_quasi_convex_is_so_and_not_convex():
+    p = _sgd_problems.problem("quasi_convex", 0)
+    rng = np.random.default_rng(1)
+    f = [
+        [float(p.outer(p.inner(p.minimum + c * w))) for c in (1.0, 2.0, 3.0)]
+        for w in rng.normal(size=(20, 10)).astype(np.float32)
+    ]
+    assert all(b > (a + c) / 2 for a, b, c in f)  # concave along rays from the minimum
+    for a, b in rng.normal(size=(20, 2, 10)).astype(np.float32):
+        ends = [p.outer(p.inner(x)) for x in (a, b)]
+        assert p.outer(p.inner((a + b) / 2)) <= max(ends) * (1 + 1e-5)
+
+
+def test_no_run_ends_above_its_bound_and_small_steps_stagnate_to_nearest_only(rows):
+    assert sum(r["violated"] for r in rows) == 0
+    assert all(r["best"] <= r["worst"] <= r["bound"] for r in rows)
+    assert all(r["outside"] == 0 for r in rows)
+    for problem in SMALL.problems:
+        # 0.002 times an entry of the gradient and its noise is below half of 2^-4: nothing moves
+        still = row(rows, problem=problem, rounding="nearest_even", step=0.002)
+        assert still["stagnated"] == 1
+        assert still["best"] == pytest.approx(still["last"])
+        moving = row(rows, problem=problem, rounding="stochastic", step=0.002)
+        assert moving["stagnated"] < 1
+        assert moving["best"] < 0.8 * still["best"]
+        assert moving["floor"] < still["floor"] / 5
+
+
+def test_a_bound_that_is_too_low_is_seen(monkeypatch):
+    monkeypatch.setattr(bounds, "distance_floor", lambda step, **_: 1e-6)
+    assert sgd_floor.summary(SMALL, rows_of(SMALL))["violated"] == len(SMALL.problems) * 4 * 3
+
+
+def test_in_float32_both_roundings_run_alike():
+    settings = sgd_floor.Settings(
+        problems=("convex",), formats=("float32",), steps=(0.05,), iterations=50, seeds=2
+    )
+    nearest, stochastic = rows_of(settings)
+    for name in ("best", "worst", "last", "distance"):
+        assert nearest[name] == stochastic[name]
+
+
+def test_gradients_can_be_in_a_format_too():
+    def floors(gradient_format):
+        settings = sgd_floor.Settings(
+            problems=("convex",), formats=("fixed16.8",), steps=(0.05,), iterations=50, seeds=2,
+            roundings=("nearest_even",), gradient_format=gradient_format,
+        )  # fmt: skip
+        (found,) = rows_of(settings)
+        assert found["violated"] == 0
+        return found["floor"]
+
+    assert floors("e4m3fn") > floors("float32")
+    with pytest.raises(ValueError, match=r"int8.*scale"):
+        sgd_floor.cases(sgd_floor.Settings(formats=("int8",)), 0)
+
+
+def test_pictures_show_every_format(rows):
+    drawn = sgd_floor.pictures(SMALL, rows)
+    assert list(drawn) == ["convex", "quasi_convex"]
+    assert all(report.png(ax).startswith(b"\x89PNG") for ax in drawn.values())
+    lines = drawn["convex"].lines
+    assert len(lines) == 2 * 3
+    assert lines[0].get_color() == plots.COLOURS[0]
+    shown = [row(rows, problem="convex", rounding="nearest_even", step=v) for v in SMALL.steps]
+    np.testing.assert_allclose(lines[2].get_ydata(), [r["bound"] for r in shown])

@@ -1,8 +1,9 @@
 """Low-bit and spike arithmetic, computed fast: raw arrays in, raw arrays out."""
 
 from .. import __version__ as __version__
+from .largest import largest_magnitude
 from .memory import keep_memory
 from .noise import random_words
 from .spikes import spike_matmul
 
-__all__ = ["keep_memory", "random_words", "spike_matmul"]
+__all__ = ["keep_memory", "largest_magnitude", "random_words", "spike_matmul"]

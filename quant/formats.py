@@ -3,11 +3,14 @@
 import difflib
 import re
 
-from . import few, logarithmic, posit, tables
+from . import blocks, e8m0, few, logarithmic, posit, tables
 from .grid import Format
 from .integer import AsymmetricInteger, FixedPoint, Integer
 from .minifloat import BFLOAT16, FLOAT16, FLOAT32, Minifloat, usual_bias
 
+_BLOCKS = (
+    "mxfp8_e4m3", "mxfp8_e5m2", "mxfp6_e3m2", "mxfp6_e2m3", "mxfp4", "mxint8", "nvfp4",
+)  # fmt: skip
 _NAMED: dict[str, Format] = {
     fmt.name: fmt
     for fmt in (
@@ -24,6 +27,7 @@ _NAMED: dict[str, Format] = {
         Minifloat(3, 2, 3, "none"),
         Minifloat(2, 3, 1, "none"),
         Minifloat(2, 1, 1, "none"),
+        e8m0.E8M0(),
         *(Integer(b) for b in range(2, 17)),
         tables.NF4,
         few.Binary(),
@@ -32,9 +36,10 @@ _NAMED: dict[str, Format] = {
         logarithmic.Logarithmic(4),
         posit.Posit(8),
         posit.Posit(16),
+        *filter(None, map(blocks.from_name, _BLOCKS)),
     )
 }
-_FAMILIES = (tables, few, logarithmic, posit)
+_FAMILIES = (tables, few, logarithmic, posit, blocks, e8m0)
 _MINIFLOAT = re.compile(r"e(\d+)m(\d+)(?:b(-?\d+))?(fnuz|fn|none)?")
 _INTEGER = re.compile(r"int(\d+)(?:_(full|half|narrow|asymmetric))?")
 _FIXED = re.compile(r"fixed(\d+)\.(-?\d+)(_symmetric)?")
@@ -54,7 +59,8 @@ def parse(name: str | Format) -> Format:
     Args:
         name: one of `known_formats()`; or `e<E>m<M>[b<bias>][fn|fnuz|none]`, any minifloat;
             `int<b>[_half|_full|_asymmetric]`, an integer with a scale;
-            `fixed<wl>.<fl>[_symmetric]`; `log<b>`, powers of two; `posit<n>`.
+            `fixed<wl>.<fl>[_symmetric]`; `log<b>`, powers of two; `posit<n>`;
+            `bfp<b>_k<block>`, `mx...[_k<block>][_ceil|_even|_rceil]`, numbers with block scales.
 
     Raises:
         ValueError: for a name that is none of these (the message proposes the nearest), or that of
@@ -91,5 +97,5 @@ def parse(name: str | Format) -> Format:
         f"parse: no number format is called {name!r}; the nearest names are {', '.join(near)}. "
         f"Forms: e<E>m<M>[b<bias>][fn|fnuz|none], int<b>[_half|_full|_asymmetric], "
         f"fixed<wl>.<fl>[_symmetric], log<b>[_<magnitudes>][_from<exponent>][_geometric], "
-        f"posit<n>; names: {', '.join(known_formats())}."
+        f"posit<n>, bfp<b>_k<block>; names: {', '.join(known_formats())}."
     )

@@ -12,11 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray, Shaped, UInt
 
+from .blocks import BlockFormat
 from .formats import parse
 from .granularity import Granularity
 from .grid import Format, check_input
 from .minifloat import narrow_finite, widen
-from .scaled import BlockFormat, Scale, decode_blocks, encode_blocks, find_scale
+from .scaled import Scale, decode_blocks, encode_blocks, find_scale
 from .selftest import require_exact_backend
 
 

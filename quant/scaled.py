@@ -11,12 +11,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, Shaped, UInt
 
-try:
-    from .blocks import BlockFormat
-except ImportError:
-
-    class BlockFormat: ...
-
+from .blocks import BlockFormat
 
 try:
     from .clipping import clip_of

@@ -81,8 +81,8 @@ class Table(Format):
         x = jnp.clip(x, values[0], values[last])
         method = "compare_all" if last < _SMALL else "scan_unrolled"
         low = jnp.searchsorted(values[1:-1], x, side="right", method=method).astype(jnp.int32)
-        # `near` is the neighbour with the smaller magnitude, where rounding towards zero goes; there
-        # is none if 0 lies between the two without being a value
+        # `near` is the neighbour with the smaller magnitude, where rounding towards zero goes; if 0
+        # lies between the two without being a value there is none
         below, above = values[low], values[low + 1]
         flip = above <= 0
         straddles = (below < 0) & (above > 0)

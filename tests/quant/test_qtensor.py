@@ -7,33 +7,21 @@ import pytest
 
 from spikebit.quant import QTensor, decode, encode, parse, quantize
 
-SHARED = [
-    {},
-    {"axis": -1},
-    {"axis": 0},
-    {"axis": -1, "block": 8},
-    {"axis": (0, 1), "block": (3, 4)},
-]
-FORMATS = [
-    "int4",
-    "int8_half",
-    "int3_full",
-    "int4_asymmetric",
-    "int1_asymmetric",
-    "e4m3fn",
-    "e2m1fn",
-]
-FORMATS += ["fixed8.4", "e5m2"]
+SHARED = [{}, {"axis": 0}, {"axis": (0, 1), "block": (3, 4)}]
+FORMATS = ["int4", "int4_asymmetric", "e4m3fn", "fixed8.4", "nf4", "mxfp4_k4", "ternary_twn"]
 X = jnp.asarray(np.random.default_rng(0).normal(0.3, size=(6, 32)), jnp.float32)
 
 
 @pytest.mark.parametrize("name", FORMATS)
 @pytest.mark.parametrize("shared", SHARED, ids=str)
-@pytest.mark.parametrize("rounding", ["nearest_even", "down", "stochastic"])
+@pytest.mark.parametrize("rounding", ["nearest_even", "stochastic"])
 def test_decoded_codes_are_the_quantized_numbers(name, shared, rounding):
     def key():
         return jax.random.key(1) if rounding == "stochastic" else None
 
+    if name == "mxfp4_k4":
+        shared = {"axis": shared.get("axis", -1), "block": shared.get("block")}
+        shared["block"] = shared["block"] or (3 if shared["axis"] == 0 else 4)
     q = encode(X, name, rounding=rounding, key=key(), **shared)
     y = quantize(X, name, rounding=rounding, key=key(), **shared)
     assert q.codes.shape == X.shape
@@ -121,15 +109,9 @@ def test_it_is_a_pytree_for_jit_vmap_and_products():
 
 
 def test_what_is_refused():
-    with pytest.raises(
-        ValueError, match=r"encode\(e4m3fn\): scale is 'mse', but"
-    ):
+    with pytest.raises(ValueError, match=r"encode\(e4m3fn\): scale is 'mse', but"):
         encode(X, "e4m3fn", scale="mse")
     with pytest.raises(ValueError, match="int4_asymmetric finds its scales by its own"):
         encode(X, "int4_asymmetric", scale="mse")
-    with pytest.raises(
-        ValueError, match="decode reads a QTensor, as encode gives it; got"
-    ):
-        decode(X)
     with pytest.raises(ValueError, match=r"encode\(int4\).*key=None"):
         encode(X, "int4", rounding="stochastic")

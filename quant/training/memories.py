@@ -39,8 +39,9 @@ def master_copy(fmt: Format | str, rounding: str = "nearest_even") -> WeightMemo
     def read(state: StoredWeights, key: PRNGKeyArray | None = None) -> PyTree:
         check_rounding(f"{who}.read", rounding, key)
         leaves, tree = jax.tree.flatten(copy.read(state))
-        draws = rounding == "stochastic" and key is not None
-        keys = list(jax.random.split(key, len(leaves))) if draws else [None] * len(leaves)
+        keys: list[Any] = [None] * len(leaves)
+        if rounding == "stochastic" and key is not None:
+            keys = list(jax.random.split(key, len(leaves)))
         pairs = zip(leaves, keys, strict=True)
         return tree.unflatten([quantize(w, fmt, rounding=rounding, key=k) for w, k in pairs])
 

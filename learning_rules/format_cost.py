@@ -68,13 +68,13 @@ def format_cost(
     rules = {"bptt": bptt, "ostl": ostl} if rules is None else rules
     params = parameters(network)
 
-    def run(network: nnx.Module, make: MakeRule) -> tuple[PyTree, PyTree]:
+    def run(network: nnx.Module, make: MakeRule) -> tuple[PyTree, dict[str, Lost]]:
         rule = make(network, loss)
         k = None if rule.truncates else chunk
 
-        def gradient(params: PyTree) -> tuple[PyTree, PyTree]:
+        def gradient(params: PyTree) -> tuple[PyTree, dict[str, Lost]]:
             state, out = run_with_state(rule, params, xs, targets, chunk=k, key=key)
-            return out.grads, getattr(state, "lost", ())
+            return out.grads, _of_states(network, xs, key) | _of_traces(state)
 
         return jax.jit(gradient)(params)
 
@@ -83,12 +83,11 @@ def format_cost(
     for role, tried in formats.items():
         for fmt in tried:
             formatted = state_formats(network, {role: fmt}, rounding=rounding)
-            of_states = sequence_losses(formatted, xs, key)
             for name, make in rules.items():
                 if role in TRACES and make(network, loss).truncates:
                     continue
-                grads, of_traces = run(formatted, make)
-                shares = _mean_lost(of_traces if role in TRACES else of_states)
+                grads, lost = run(formatted, make)
+                (shares,) = lost.values()
                 rows += _rows(
                     role, str(getattr(fmt, "name", fmt)), name, grads, exact[name], shares
                 )
@@ -97,18 +96,39 @@ def format_cost(
 
 def sequence_losses(
     network: nnx.Module,
+    rule: LearningRule,
     xs: Float[Array, "time batch *features"],
+    targets: Any,
+    *,
+    chunk: int | None = None,
     key: PRNGKeyArray | None = None,
 ) -> dict[str, Lost]:
-    """What the states of a network lose in their formats, as means over a sequence.
-
-    By role, over all layers that have it. Of traces nothing is said: they are the rule's.
+    """What states and traces lose in their formats, as means over a sequence.
 
     Args:
         network: a `Network`, or one bare cell.
+        rule: a rule made for it.
         xs: inputs.
+        targets: pytree of arrays (time, batch, ...).
+        chunk: steps given to the rule at a time; None: all.
         key: of stochastic rounding.
+
+    Returns:
+        Means over all layers, by role; nothing for what has no format.
     """
+    state, _ = run_with_state(rule, parameters(network), xs, targets, chunk=chunk, key=key)
+    return _of_states(network, xs, key) | _of_traces(state)
+
+
+def _of_traces(state: PyTree) -> dict[str, Lost]:
+    """What the state of a rule says of its traces."""
+    lost = jax.tree.leaves(
+        getattr(state, "lost", ()), is_leaf=lambda leaf: isinstance(leaf, TraceLosses)
+    )
+    return {"eligibility_trace": _mean([layer.lost for layer in lost])} if lost else {}
+
+
+def _of_states(network: nnx.Module, xs: Array, key: PRNGKeyArray | None) -> dict[str, Lost]:
     stack = as_stack(network)
     parts, _ = stack.split(parameters(network))
     cells = [layer.module(part) for layer, part in zip(stack.layers, parts, strict=True)]
@@ -128,17 +148,13 @@ def sequence_losses(
     _, lost = jax.lax.scan(step, carries, xs)
     roles = {role for of_layer in lost for role in of_layer}
     return {
-        role: _mean_lost([of_layer[role] for of_layer in lost if role in of_layer])
+        role: _mean([of_layer[role] for of_layer in lost if role in of_layer])
         for role in sorted(roles)
     }
 
 
-def _mean_lost(tree: PyTree) -> Lost:
+def _mean(lost: list[Lost]) -> Lost:
     """The mean over layers, and over time where there is one."""
-    lost = [
-        leaf.lost if isinstance(leaf, TraceLosses) else leaf
-        for leaf in jax.tree.leaves(tree, is_leaf=lambda t: isinstance(t, (TraceLosses, Lost)))
-    ]
     return Lost(*(jnp.mean(jnp.stack(part)) for part in zip(*lost, strict=True)))
 
 

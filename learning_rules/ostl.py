@@ -188,8 +188,9 @@ def _store(kept: Storage | None, key: PRNGKeyArray | None) -> Store:
 
     def store(eps: PyTree) -> tuple[PyTree, Lost]:
         leaves, tree = jax.tree.flatten(eps)
-        unread = key is None or not kept.draws
-        keys = [None] * len(leaves) if unread else jax.random.split(key, len(leaves))
+        keys: Any = [None] * len(leaves)
+        if kept.draws and key is not None:
+            keys = jax.random.split(key, len(leaves))
         stored = [kept.store(x, k) for x, k in zip(leaves, keys, strict=True)]
         sizes = jnp.array([x.size for x in leaves], jnp.float32)
         lost = [kept.lost(x, y) for x, y in zip(leaves, stored, strict=True)]

@@ -103,7 +103,7 @@ def state_losses(cell: Any, carry: Any, x: Array) -> dict[str, Lost]:
     if not getattr(cell, "storages", ()):
         return {}
     exact, stored = cell.exact_and_stored(carry, x)
-    names = {place: role for role, place in _roles(cell).items()}
+    names = {place: role for role, place in reversed(_roles(cell).items())}
     return {
         names[place]: kept.lost(exact[place], stored[place])
         for place, kept in cell.storages
@@ -124,8 +124,8 @@ def _roles(cell: Any) -> dict[str, str]:
     own: Mapping[str, str] = getattr(cell, "roles", None) or next(
         (roles for kind, roles in _FLAX_ROLES if isinstance(cell, kind)), {}
     )
-    fields = {name: name for name in cell.memory_fields} if _is_unitwise(cell) else {}
-    return {name: name for name in TRACES} | fields | dict(own)
+    fields = cell.memory_fields if _is_unitwise(cell) else ()
+    return dict(own) | {k: k for k in fields} | {k: k for k in TRACES}
 
 
 def _check_roles(who: str, formats: Mapping[str, Any], known: Mapping[str, str]) -> None:

@@ -17,6 +17,8 @@ from jaxtyping import Array
 from .. import quant
 from ..learning_rules import LearningRule, bptt, losses, ostl
 from ..learning_rules.rule import Loss
+from ..quant.state_formats import state_formats
+from ..quant.storage import storage
 from . import encoding, surrogate
 from .data import Dataset, Split, load
 from .experiment import (
@@ -174,7 +176,13 @@ def make_network(
         layers.append(LeakyReadout(width, outputs, dt=dt, rngs=rngs, **leak))
     else:
         layers.append(nnx.Linear(width, outputs, rngs=rngs))
-    return Network(layers)
+    network = Network(layers)
+    if not settings.state_formats:
+        return network
+    try:
+        return state_formats(network, settings.state_formats, rounding=settings.state_rounding)
+    except ValueError as error:
+        raise ValueError(f"network.state_formats: {error}") from None
 
 
 def make_loss(name: str, dataset: Dataset) -> Loss:
@@ -203,7 +211,16 @@ def make_rule(settings: Rule) -> Callable[[nnx.Module, Loss], LearningRule]:
     """The learning rule, still to be given a network and a loss."""
     if settings.name == "bptt":
         return functools.partial(bptt, remat_every=settings.remat_every or None)
-    return functools.partial(ostl, scope=settings.scope, cross_layer=settings.cross_layer)
+    if settings.trace_format is not None:
+        who = f"rule.trace_format = {settings.trace_format!r}"
+        storage(who, settings.trace_format, settings.trace_rounding)
+    return functools.partial(
+        ostl,
+        scope=settings.scope,
+        cross_layer=settings.cross_layer,
+        trace_format=settings.trace_format,
+        trace_rounding=settings.trace_rounding,
+    )
 
 
 def make_optimizer(settings: Optimizer, updates: int) -> optax.GradientTransformation:

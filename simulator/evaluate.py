@@ -57,7 +57,8 @@ def make_evaluation(job: Job, split: Split) -> Callable[[PyTree], Evaluation]:
             mean = [state[i].y.reshape(len(x), -1).mean(1) @ present for i in active]
             return (state, votes, loss, activity + jnp.stack([*mean, present.sum()])), None
 
-        carry = network.initialize_carry(batch.xs.shape[1:])
+        rngs = nnx.Rngs(key_for(job.seed, Purpose.TEST_STATE, number))
+        carry = network.initialize_carry(batch.xs.shape[1:], rngs=rngs)
         out = jax.eval_shape(network, carry, batch.xs[0])[1]
         zeros = [jnp.zeros(shape, out.dtype) for shape in (out.shape, (), (len(active) + 1,))]
         inputs = (batch.xs, batch.targets, present, weights)
@@ -99,9 +100,11 @@ def look_inside(job: Job, params: PyTree, split: Split) -> Inside:
     graphdef, _, constants = nnx.split(job.network, nnx.Param, ...)
     network = nnx.merge(graphdef, params, constants)
     layers = spiking_layers(network)
-    fields = {i: potential_field(network.layers[i]) for i in layers}
+    fields = {i: network.layers[i].roles["membrane"] for i in layers}
     record = [f"{i}.y" for i in layers] + [f"{i}.{f}" for i, f in fields.items()]
-    records = simulate(network, batch.xs, record=record).records
+    rngs = nnx.Rngs(key_for(job.seed, Purpose.TEST_STATE, 0))
+    carry = network.initialize_carry(batch.xs.shape[1:], rngs=rngs)
+    records = simulate(network, batch.xs, record=record, carry=carry).records
     inside = np.asarray(batch.present, bool)
     end = int(inside[:, 0].sum())
     return Inside(
@@ -118,8 +121,3 @@ def spiking_layers(network: Network) -> list[int]:
         for i, layer in enumerate(network.layers)
         if hasattr(layer, "memory_fields") and not isinstance(layer, LeakyReadout)
     ]
-
-
-def potential_field(cell: Any) -> str:
-    """The membrane potential among the fields of a cell's carry."""
-    return next(f for f in ("v", "s", *cell.memory_fields) if f in cell.memory_fields)

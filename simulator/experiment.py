@@ -21,6 +21,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 IMAGE_ENCODERS = ("direct", "poisson", "latency")
 Folder = Annotated[str, Field(min_length=1, max_length=1000, pattern=r"^[^\x00]+$")]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+Rounding = Literal["nearest_even", "nearest_away", "toward_zero", "up", "down", "stochastic"]
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -95,6 +96,8 @@ class NetworkSettings:
     refractory: CountOrZero | None = None  # steps
     detach_reset: bool | None = None
     train_decay: bool | None = None
+    state_formats: dict[str, str] | None = None  # by role, as in { membrane = "fixed12.6" }
+    state_rounding: Rounding = "nearest_even"
 
     def cell_settings(self) -> dict[str, Any]:
         """Those settings of the cell that are given."""
@@ -129,6 +132,8 @@ class Rule:
     cross_layer: Literal["spatial", "chunk"] = "spatial"
     chunk: CountOrZero = 0
     update_every: CountOrZero = 0
+    trace_format: str | None = None  # of the traces that are kept from chunk to chunk
+    trace_rounding: Rounding = "nearest_even"
     remat_every: CountOrZero = 0  # of bptt: keep activations of so many steps only; 0: keep all
 
 
@@ -256,7 +261,7 @@ def resolve(experiment: Experiment) -> Experiment:
     if data.data_dir is not None:
         data = dataclasses.replace(data, data_dir=str(Path(data.data_dir).expanduser().absolute()))
     if rule.name == "bptt":
-        rule = dataclasses.replace(rule, chunk=0, update_every=0)
+        rule = dataclasses.replace(rule, chunk=0, update_every=0, trace_format=None)
     return dataclasses.replace(experiment, data=data, rule=rule)
 
 

@@ -91,6 +91,8 @@ class Purpose(IntEnum):
     UPDATE = 5
     TEST_ENCODE = 6
     TEST_READ = 7
+    STATE = 8
+    TEST_STATE = 9
 
 
 def key_for(seed: int, purpose: Purpose, *place: Any) -> PRNGKeyArray:

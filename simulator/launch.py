@@ -17,6 +17,7 @@ from .evaluate import Evaluation, make_evaluation
 from .experiment import Experiment, resolve
 from .job import Job
 from .run_directory import RunDirectory, check_free, create, open_run, versions, write_json
+from .state_losses import lost_in_formats
 from .studies import Study
 from .train import TrainState, check, initial_state, read_parameters, train
 from .watcher import NOBODY, Watcher
@@ -126,6 +127,7 @@ def _finish(
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(parameters(job.network))),
         "activity": evaluation.activity,
         "lost": last["lost"],
+        "lost_in_states": lost_in_formats(job, params, job.dataset.test),
     }
     from . import report  # here, since it brings matplotlib, which takes long to import
 

@@ -158,6 +158,39 @@ def confusion_matrix(
     return ax
 
 
+def heat_map(
+    values: Float[np.ndarray, "rows columns"],
+    rows: Sequence[str],
+    columns: Sequence[str],
+    *,
+    spread: Float[np.ndarray, "rows columns"] | None = None,
+    unit: str = "",
+    ax: Axes | None = None,
+) -> Axes:
+    """A number for each pair of settings, written into a field of its colour.
+
+    Args:
+        values: the numbers; NaN leaves a field empty.
+        rows: names of the rows.
+        columns: names of the columns.
+        spread: written behind the numbers as ±.
+        unit: what the numbers are.
+        ax: where to draw; None makes a new figure.
+    """
+    ax = ax or new_axes(width=2.5 + 1.1 * len(columns), height=1.6 + 0.6 * len(rows))
+    low, high = np.nanmin(values), np.nanmax(values)
+    image = ax.imshow(values, cmap="Blues", vmin=low, vmax=high, aspect="auto")
+    for i, j in np.argwhere(np.isfinite(values)):
+        text = f"{values[i, j]:.3g}" + ("" if spread is None else f"\n± {spread[i, j]:.1g}")
+        dark = values[i, j] > (low + high) / 2
+        ax.text(j, i, text, ha="center", va="center", fontsize=8, color="w" if dark else "k")
+    ax.set_xticks(range(len(columns)), columns, rotation=45, ha="right")
+    ax.set_yticks(range(len(rows)), rows)
+    bar = ax.get_figure().colorbar(image, ax=ax, label=unit)  # pyright: ignore[reportOptionalMemberAccess]
+    bar.outline.set_visible(False)  # pyright: ignore[reportCallIssue]
+    return ax
+
+
 def losses(lost: Mapping[str, Mapping[str, int]], *, ax: Axes | None = None) -> Axes:
     """What share of the writes to each parameter lost something.
 

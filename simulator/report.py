@@ -114,7 +114,11 @@ def training_parts(result: Mapping[str, Any], images: Mapping[str, bytes]) -> li
     shown = {k: v for k, v in result.items() if not isinstance(v, Mapping) and v is not None}
     shown |= {f"output of layer {k}, mean a step": v for k, v in result["activity"].items()}
     lost = [{"parameter": name} | counts for name, counts in result["lost"].items()]
-    return [table(shown.items()), *inlined(images, _TITLES), rows_table(lost)]
+    parts = [table(shown.items()), *inlined(images, _TITLES), rows_table(lost)]
+    states = [{"state": k} | v for k, v in result.get("lost_in_states", {}).items()]
+    if states:
+        parts += ["<h2>What the formats of states and traces lost</h2>", rows_table(states)]
+    return parts
 
 
 def _document(run: RunDirectory, parts: Iterable[str]) -> str:

@@ -151,9 +151,9 @@ def _make_segment(job: Job, samples: Samples) -> Callable[..., TrainState]:
     rule = job.make_rule(job.network, _weighted(job.loss))
 
     def one_batch(state: TrainState, arrays: Any, index: Array, epoch: Array, i: Array):
-        key_read, key_update, key_encode = (
+        key_read, key_update, key_encode, key_state = (
             key_for(job.seed, purpose, epoch, i)
-            for purpose in (Purpose.READ, Purpose.UPDATE, Purpose.ENCODE)
+            for purpose in (Purpose.READ, Purpose.UPDATE, Purpose.ENCODE, Purpose.STATE)
         )
         xs, targets, present = samples.batch(arrays, index, key_encode)
         weights = present / present.sum(0)
@@ -164,7 +164,7 @@ def _make_segment(job: Job, samples: Samples) -> Callable[..., TrainState]:
         )
         first = jax.tree.map(lambda a: a[0, 0], pieces)
         params = read_parameters(job, state.memory)  # for their shapes
-        traces = rule.init(params, first[0])
+        traces = rule.init(params, first[0], key_state)
         shapes = jax.eval_shape(rule.step, params, traces, *first)[1]
         zero = jnp.zeros((), shapes.loss.dtype)
         no_grads = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes.grads)

@@ -44,6 +44,12 @@ BAD = [
     ('[network]\ncell = "lif"\ndecay = 0.5', [], "network.decay", "has the settings tau"),
     ("[network]\nreadout_tau = 0.1", [], "network.readout_tau", "leaky"),
     ("[network]\nsurrogate_settings = {width = 1.0}", [], "network.surrogate", "the name"),
+    ("[network.state_formats]\nmembrane = 3", [], "network.state_formats.membrane = 3", "a text"),
+    ('[network.state_formats]\nmem = "e5m2"', [], "network.state_formats", "membrane"),
+    ('[network.state_formats]\nmembrane = "int8"', [], "network.state_formats", "fixed8.4"),
+    ('[network]\nstate_rounding = "odd"', [], "network.state_rounding", "nearest_even"),
+    ('[rule]\ntrace_format = "int8"', [], "rule.trace_format = 'int8'", "fixed8.4"),
+    ('[rule]\ntrace_rounding = "odd"', [], "rule.trace_rounding", "nearest_even"),
     ("[data]\nname = 3", [], "data.name = 3", "known values are fashion_mnist_sample"),
     ('[data]\nfeatures = "mel"', [], "data.features", "no settings of its own"),
     ('[run]\nname = "a/b"', [], 'run.name = "a/b"', "letters"),
@@ -106,6 +112,7 @@ def test_toml_round_trip_keeps_every_setting():
                 "surrogate": "boxcar",
                 "surrogate_settings": {"width": 1e-7},
                 "reset": "zero",
+                "state_formats": {"membrane": "fixed12.6"},
             },
             "optimizer": {"name": "sgd", "learning_rate": 1e-20, "momentum": 0.9},
         }
@@ -159,9 +166,9 @@ def test_settings_are_frozen_and_checked_in_python_too():
 
 
 def test_bptt_takes_the_whole_sequence():
-    rule = e.Rule(name="bptt", chunk=3, update_every=7)  # of an online rule; steps are 20
-    resolved = e.resolve(e.Experiment(rule=rule))
-    assert (resolved.rule.chunk, resolved.rule.update_every) == (0, 0)
+    rule = e.Rule(name="bptt", chunk=3, update_every=7, trace_format="e5m2")  # of an online rule
+    resolved = e.resolve(e.Experiment(rule=rule)).rule
+    assert (resolved.chunk, resolved.update_every, resolved.trace_format) == (0, 0, None)
 
 
 def test_differences_are_the_settings_that_differ():

@@ -13,8 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree, Shaped, UInt32
 
+from .blocks import BlockFormat
+from .few import RULES
+from .flat_blocks import Stored, in_flat_blocks, where_lost
 from .formats import parse
 from .grid import FLOATS, Format
+from .integer import AsymmetricInteger
 from .minifloat import narrow, widen
 from .rounding import ROUNDINGS, check_rounding
 from .scaling import absmax, absmax_scale, in_units, to_units
@@ -39,9 +43,7 @@ class StoredWeights(NamedTuple):
     """Weights in a number format: the state of `float32` and `number_format`, all of it arrays."""
 
     codes: PyTree[Shaped[Array, "..."]]  # of the shapes of the parameters: what is stored
-    scale: (
-        PyTree[Float[Array, "..."]] | None
-    )  # a unit for each leaf; None if the format has its own
+    scale: PyTree[Shaped[Array, "..."]] | None  # of each leaf; None if the format has its own unit
     like: PyTree[Float[Array, "..."]]  # a 0 for each leaf, in the dtype that is read
     #: For each of `COUNTS` and each leaf the number of elements since (and with) `init`, as two
     #: words [low, high] of 32 bits: exact up to 2^64, where int32 overflows within one long run.
@@ -58,17 +60,22 @@ def number_format(
     in `state.lost` (see `losses`). An element whose update is exactly 0 is not written: it keeps
     its code, whatever the rounding.
 
-    An integer format gets a scale for each leaf at `init`, `headroom` times max|p| over the number
-    of steps, for good: weights that grow beyond it saturate. A leaf of zeros only has no scale of
-    its own and takes the largest of the other leaves.
+    An integer format, a table or a logarithmic one gets a scale for each leaf at `init`, `headroom`
+    times max|p| over the number of steps (or times the mean its definition asks for), for good:
+    weights that grow beyond it saturate. A leaf of zeros only has no scale of its own and takes the
+    largest of the other leaves.
+
+    A block format finds its scales anew at each write. Blocks run through the flattened leaf, the
+    last one filled up with zeros, so any shape will do. A block none of whose weights is written
+    stays as it is; in `nvfp4`, where all share one scale, all are written.
 
     Keys: `init` and `update` read theirs with stochastic rounding only, `read` never does; None
     will do where none is read.
 
     Args:
         fmt: the format or its name, see `parse`.
-        rounding: `nearest_even` or `stochastic`.
-        headroom: how far beyond the first max|p| the scale of an integer format reaches.
+        rounding: one of `ROUNDINGS`.
+        headroom: how far beyond the first max|p| a scale reaches that is found at `init`.
 
     Raises:
         ValueError: for an unknown format or rounding, a missing key, parameters that are no floats,
@@ -85,10 +92,17 @@ def number_format(
             f"number_format({fmt.name}): rounding is {rounding!r}; "
             f"choose one of {', '.join(ROUNDINGS)}."
         )
-    if headroom <= 0 or (headroom != 1 and fmt.steps is None):
+    in_blocks = isinstance(fmt, BlockFormat)
+    if headroom <= 0 or (headroom != 1 and (fmt.steps is None or in_blocks)):
         raise ValueError(
-            f"number_format({fmt.name}): headroom is {headroom}; it must be positive, and only an "
-            "integer format has a scale that it could widen, so leave it at 1 for the others."
+            f"number_format({fmt.name}): headroom is {headroom}; it must be positive, and only a "
+            "format that gets its scale at init, such as an integer format, has one that it could "
+            "widen, so leave it at 1 for the others."
+        )
+    if isinstance(fmt, AsymmetricInteger) or fmt.scale_rule == "twn":
+        raise ValueError(
+            f"number_format({fmt.name}): weights that change keep one scale, and {fmt.name} needs "
+            "more than that; choose its symmetric kin (int4, ternary)."
         )
 
     who = f"number_format({fmt.name}, {rounding!r})"
@@ -96,7 +110,11 @@ def number_format(
     def scales(weights: list[Array]) -> list[Array] | None:
         if fmt.steps is None:
             return None
-        reach = [absmax(w) for w in weights]
+        if fmt.scale_rule == "absmax":
+            reach = [absmax(w) for w in weights]
+        else:  # a mean; 0 for a leaf of zeros, as above
+            means = [RULES[fmt.scale_rule](w.reshape(-1)).scale for w in weights]
+            reach = [jnp.where(absmax(w) > 0, m, 0) for m, w in zip(means, weights, strict=True)]
         largest = jnp.max(jnp.stack([r.astype(jnp.float32) for r in reach]), initial=0)
         reach = [jnp.where(r > 0, r, largest.astype(r.dtype)) * headroom for r in reach]
         return [absmax_scale(r, fmt.steps) for r in reach]
@@ -105,23 +123,20 @@ def number_format(
         values = fmt.decode(codes, jnp.float64 if dtype == jnp.float64 else jnp.float32)
         return values if scale is None else in_units(values, scale)
 
-    def store(x: Array, scale: Array | None, key: Array | None) -> tuple[Array, dict[str, Array]]:
+    def store(x: Array, scale: Array | None, key: Array | None) -> Stored:
         r = x if scale is None else to_units(x, scale)
         codes = fmt.encode(r, rounding=rounding, key=key)
-        lost = {
-            "saturated": ~fmt.inside(r) & ~jnp.isnan(x),
-            "underflowed": (x != 0) & (fmt.decode(codes) == 0) & ~jnp.isnan(x),
-            "nan": jnp.isnan(x),
-        }
-        return codes, lost
+        return Stored(codes, scale, where_lost(x, fmt.inside(r), fmt.decode(codes)))
 
     def keys(key: PRNGKeyArray | None, leaves: int) -> list[Any]:
         check_rounding(who, rounding, key)
-        if rounding == "nearest_even" or key is None:
+        if rounding != "stochastic" or key is None:
             return [None] * leaves
         return list(jax.random.split(key, leaves))
 
-    return _memory(who, scales, load, store, keys)
+    if isinstance(fmt, BlockFormat):
+        return _memory(who, lambda weights: None, *in_flat_blocks(fmt, rounding), keys)
+    return _memory(who, scales, load, store, _keep_written, keys)
 
 
 def float32() -> WeightMemory:
@@ -130,19 +145,15 @@ def float32() -> WeightMemory:
     Other parameters are stored in float32 too, and read back in their own dtype.
     """
 
-    def store(x: Array, scale: None, key: None) -> tuple[Array, dict[str, Array]]:
-        lost = {
-            "saturated": jnp.isinf(x),
-            "underflowed": jnp.zeros(x.shape, bool),
-            "nan": jnp.isnan(x),
-        }
-        return x.astype(jnp.float32), lost
+    def store(x: Array, scale: None, key: None) -> Stored:
+        return Stored(x.astype(jnp.float32), None, where_lost(x, ~jnp.isinf(x), x))
 
     return _memory(
         "float32()",
         scales=lambda weights: None,
         load=lambda codes, scale, dtype: codes,
         store=store,
+        keep=lambda old, scale, new, written: (new.codes, None),
         keys=lambda key, leaves: [None] * leaves,
     )
 
@@ -180,7 +191,7 @@ def bits_per_weight(state: StoredWeights) -> float:
 
 
 def _memory(
-    who: str, scales: Callable, load: Callable, store: Callable, keys: Callable
+    who: str, scales: Callable, load: Callable, store: Callable, keep: Callable, keys: Callable
 ) -> WeightMemory:
     """What the memories of this file share.
 
@@ -188,7 +199,8 @@ def _memory(
         who: the memory, for errors.
         scales: weights -> a scale for each, or None.
         load: (codes, scale, dtype to read) -> values in float32 or float64.
-        store: (values, scale, key) -> codes and where something was lost.
+        store: (values, scale, key) -> `Stored`.
+        keep: (old codes, old scale, `Stored`, where it is written) -> codes and scale from now on.
         keys: (key, n) -> n keys or Nones.
     """
 
@@ -202,20 +214,22 @@ def _memory(
                 )
         weights = [widen(p) for p in leaves]
         units = scales(weights)
-        codes, lost = [], []
+        codes, new_units, lost = [], [], []
         for w, s, k in zip(weights, _each(units, weights), keys(key, len(weights)), strict=True):
-            code, where = store(w, s, k)
+            stored = store(w, s, k)
             everywhere = jnp.ones(w.shape, bool)
-            codes.append(code)
-            lost.append({**where, "writes": everywhere, "stagnated": ~everywhere})
+            codes.append(stored.codes)
+            new_units.append(stored.scale)
+            lost.append({**stored.lost, "writes": everywhere, "stagnated": ~everywhere})
         counts = {name: tree.unflatten([_words(at[name]) for at in lost]) for name in COUNTS}
         like = [jnp.zeros((), p.dtype) for p in leaves]
-        unit = None if units is None else tree.unflatten(units)
-        return StoredWeights(tree.unflatten(codes), unit, tree.unflatten(like), counts)
+        return StoredWeights(
+            tree.unflatten(codes), _tree(tree, new_units), tree.unflatten(like), counts
+        )
 
     def read(state: StoredWeights, key: PRNGKeyArray | None = None) -> PyTree:
         codes, tree = jax.tree.flatten(state.codes)
-        units, like = _each(jax.tree.leaves(state.scale), codes), jax.tree.leaves(state.like)
+        units, like = _units(tree, state), jax.tree.leaves(state.like)
         return tree.unflatten(
             [
                 narrow(load(c, s, p.dtype), p.dtype)
@@ -228,8 +242,8 @@ def _memory(
     ) -> StoredWeights:
         codes, tree = jax.tree.flatten(state.codes)
         steps = tree.flatten_up_to(updates)
-        units, like = _each(jax.tree.leaves(state.scale), codes), jax.tree.leaves(state.like)
-        new, lost = [], []
+        units, like = _units(tree, state), jax.tree.leaves(state.like)
+        new, new_units, lost = [], [], []
         for old, s, p, u, k in zip(codes, units, like, steps, keys(key, len(codes)), strict=True):
             if u.shape != old.shape:
                 raise ValueError(
@@ -238,13 +252,12 @@ def _memory(
                 )
             before = load(old, s, p.dtype)
             u = widen(u).astype(before.dtype)
-            code, where = store(before + u, s, k)
-            written = u != 0
-            if code.dtype != before.dtype:  # a code that is not written stays as it is
-                code = jnp.where(written, code, old)
-            stagnated = load(code, s, p.dtype) == before
-            where = {**where, "writes": written, "stagnated": stagnated}
+            stored, written = store(before + u, s, k), u != 0
+            code, unit = keep(old, s, stored, written)
+            stagnated = load(code, unit, p.dtype) == before
+            where = {**stored.lost, "writes": written, "stagnated": stagnated}
             new.append(code)
+            new_units.append(unit)
             lost.append({name: at & written for name, at in where.items()})
         counts = {
             name: jax.tree.map(
@@ -252,13 +265,25 @@ def _memory(
             )
             for name in COUNTS
         }
-        return state._replace(codes=tree.unflatten(new), lost=counts)
+        return state._replace(codes=tree.unflatten(new), scale=_tree(tree, new_units), lost=counts)
 
     return WeightMemory(init, read, update)
 
 
 def _each(units: list | None, leaves: list) -> list:
     return units or [None] * len(leaves)
+
+
+def _units(tree: Any, state: StoredWeights) -> list:
+    return [None] * tree.num_leaves if state.scale is None else tree.flatten_up_to(state.scale)
+
+
+def _tree(tree: Any, units: list) -> PyTree | None:
+    return None if all(unit is None for unit in units) else tree.unflatten(units)
+
+
+def _keep_written(old: Array, scale: Any, new: Stored, written: Array) -> tuple[Array, Any]:
+    return jnp.where(written, new.codes, old), scale
 
 
 def _words(at: Bool[Array, "..."]) -> UInt32[Array, "2"]:

@@ -3,6 +3,7 @@
 from .. import __version__ as __version__
 from .few import Binary, Ternary
 from .formats import known_formats, parse
+from .gradients import lsq, lsq_init, rounding_pair, straight_through
 from .granularity import Granularity
 from .grid import Format
 from .integer import AsymmetricInteger, FixedPoint, Integer
@@ -18,7 +19,7 @@ from .memory import (
 from .minifloat import Minifloat
 from .posit import Posit
 from .qtensor import QTensor, decode, encode
-from .quantize import quantize, straight_through
+from .quantize import quantize
 from .rounding import ROUNDINGS, rounds_up
 from .tables import NF4, LookUp
 
@@ -45,9 +46,12 @@ __all__ = [
     "float32",
     "known_formats",
     "losses",
+    "lsq",
+    "lsq_init",
     "number_format",
     "parse",
     "quantize",
+    "rounding_pair",
     "rounds_up",
     "straight_through",
 ]

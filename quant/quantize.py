@@ -4,29 +4,16 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from .formats import parse
+from .gradients import straight_through
 from .granularity import Granularity
 from .grid import Format, check_input
 from .minifloat import narrow, widen
 from .qtensor import sharing
 from .scaled import find_scale, round_blocks
 from .selftest import require_exact_backend
-
-
-@jax.custom_jvp
-def straight_through(
-    x: Float[Array, "*dims"], y: Float[Array, "*dims"], inside: Bool[Array, "*dims"]
-) -> Float[Array, "*dims"]:
-    """Gives y, to the last bit; its derivative is that of x where `inside`, and 0 elsewhere."""
-    return y
-
-
-@straight_through.defjvp
-def _straight_through_jvp(primals, tangents):
-    x, y, inside = primals
-    return straight_through(x, y, inside), jnp.where(inside, tangents[0], jnp.zeros_like(x))
 
 
 def quantize(

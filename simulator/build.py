@@ -6,6 +6,7 @@ What a setting means is said here; which settings there are is said in `experime
 import functools
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -19,6 +20,7 @@ from ..learning_rules import LearningRule, bptt, losses, ostl
 from ..learning_rules.rule import Loss
 from ..quant.state_formats import state_formats
 from ..quant.storage import storage
+from ..quant.training import Activation, compensated, low_precision, master_copy
 from . import encoding, surrogate
 from .data import Dataset, Split, load
 from .experiment import (
@@ -31,7 +33,7 @@ from .experiment import (
     Optimizer,
     Rule,
 )
-from .job import Encode, Job, Purpose, key_for
+from .job import Encode, Exact, Job, Purpose, key_for
 from .lif import ALIFCell, LIFCell, SynapticLIFCell
 from .network import Network
 from .readout import LeakyReadout
@@ -76,6 +78,7 @@ def build(experiment: Experiment) -> Job:
         seed=experiment.run.seed,
         log_every=train.log_every,
         checkpoint_every=train.checkpoint_every,
+        exact=make_exact(experiment, inputs.shape[-1], dataset) if train.diagnostics else None,
     )
 
 
@@ -168,6 +171,12 @@ def make_network(
                 layers.append(cell(width, size, recurrent=recurrent, dt=dt, rngs=rngs, **options))
             except ValueError as error:
                 raise ValueError(f"network: {error}") from None
+        if settings.activation_format is not None:
+            try:
+                layers.append(Activation(settings.activation_format))
+            except ValueError as error:
+                name = settings.activation_format
+                raise ValueError(f"network.activation_format = {name!r}: {error}") from None
         width = size
     if settings.readout == "leaky":
         leak: dict[str, Any] = {}
@@ -183,6 +192,26 @@ def make_network(
         return state_formats(network, settings.state_formats, rounding=settings.state_rounding)
     except ValueError as error:
         raise ValueError(f"network.state_formats: {error}") from None
+
+
+def make_exact(experiment: Experiment, inputs: int, dataset: Dataset) -> Exact:
+    """The same run without number formats, for diagnostics."""
+    network, memory = experiment.network, make_memory(experiment.memory)
+    activation = None if network.activation_format is None else "float32"  # keeps the layers
+    network = replace(network, state_formats=None, activation_format=activation)
+    return Exact(
+        network=make_network(
+            network,
+            inputs,
+            len(dataset.classes),
+            dt=experiment.encoder.dt,
+            rngs=nnx.Rngs(key_for(experiment.run.seed, Purpose.NETWORK)),
+        ),
+        make_rule=make_rule(replace(experiment.rule, trace_format=None)),
+        read=quant.float32().read if experiment.memory.master else memory.read,
+        gradient_format=experiment.optimizer.gradient_format,
+        format_rounding=experiment.optimizer.format_rounding,
+    )
 
 
 def make_loss(name: str, dataset: Dataset) -> Loss:
@@ -229,14 +258,34 @@ def make_optimizer(settings: Optimizer, updates: int) -> optax.GradientTransform
     if settings.schedule == "cosine":
         rate = optax.cosine_decay_schedule(rate, updates, settings.final_fraction)
     tx = getattr(optax, settings.name)(rate, **settings.options())
-    return optax.chain(optax.clip_by_global_norm(settings.clip), tx) if settings.clip else tx
+    tx = optax.chain(optax.clip_by_global_norm(settings.clip), tx) if settings.clip else tx
+    try:
+        return low_precision(
+            tx,
+            gradients=settings.gradient_format,
+            state=settings.state_format,
+            rounding=settings.format_rounding,
+            loss_scale=settings.loss_scale or None,
+            growth_interval=settings.loss_scale_growth or None,
+        )
+    except ValueError as error:
+        raise ValueError(f"optimizer: {error}") from None
 
 
 def make_memory(settings: Memory) -> quant.WeightMemory:
     """Where the weights live."""
-    if settings.format == "float32":
-        return quant.float32()
     try:
-        return quant.number_format(settings.format, settings.rounding)
+        if settings.master:
+            return master_copy(settings.format, settings.rounding)
+        if settings.format == "float32":
+            memory = quant.float32()
+        else:
+            memory = quant.number_format(settings.format, settings.rounding)
     except ValueError as error:
         raise ValueError(f"memory.format = {settings.format!r}: {error}") from None
+    if settings.compensation is None:
+        return memory
+    try:
+        return compensated(memory, settings.compensation)
+    except ValueError as error:
+        raise ValueError(f"memory.compensation = {settings.compensation!r}: {error}") from None

@@ -96,6 +96,7 @@ class NetworkSettings:
     refractory: CountOrZero | None = None  # steps
     detach_reset: bool | None = None
     train_decay: bool | None = None
+    activation_format: str | None = None  # of what goes from one layer to the next
     state_formats: dict[str, str] | None = None  # by role, as in { membrane = "fixed12.6" }
     state_rounding: Rounding = "nearest_even"
 
@@ -148,6 +149,11 @@ class Optimizer:
     momentum: Annotated[float, Field(ge=0, lt=1)] | None = None  # of sgd and rmsprop
     weight_decay: NotNegative | None = None  # of adamw
     clip: NotNegative = 0.0  # largest norm of the gradient; 0: not clipped
+    gradient_format: str | None = None
+    state_format: str | None = None  # of moments and the like, between two changes of the weights
+    format_rounding: Rounding = "nearest_even"  # of both
+    loss_scale: NotNegative = 0.0  # by what the loss is multiplied, best a power of two; 0: 1
+    loss_scale_growth: CountOrZero = 0  # finite updates until it doubles; 0: it stays as it is
 
     def options(self) -> dict[str, Any]:
         """Those settings of the single optimizer that are given."""
@@ -167,6 +173,8 @@ class Memory:
     """Where the weights live: plain float32, or the codes of a number format."""
 
     format: str = "float32"
+    master: bool = False  # keep float32 weights; the format is that in which they are read
+    compensation: str | None = None  # format of what rounding left over, for the next update
     rounding: Literal["nearest_even", "stochastic"] = "nearest_even"
 
 
@@ -179,6 +187,7 @@ class Train:
     loss: Literal["auto", "cross_entropy", "sigmoid_cross_entropy", "squared_error"] = "auto"
     log_every: Count = 20  # batches between two lines of metrics
     checkpoint_every: CountOrZero = 0  # batches between two checkpoints; 0: one an epoch
+    diagnostics: bool = False  # what number formats do to gradients and weights, in each line
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -205,6 +214,7 @@ class Experiment:
         given = self.optimizer.options()
         _check_options("optimizer", "name", self.optimizer.name, given, OPTIMIZER_OPTIONS)
         _check_network(self.network)
+        _check_precision(self.memory, self.optimizer)
         if self.rule.name != "bptt":
             _check_chunks(self.rule, self.encoder)
         return self
@@ -234,6 +244,18 @@ def _check_network(network: NetworkSettings) -> None:
         raise ValueError('network.readout_tau applies only to network.readout = "leaky"')
     if network.surrogate_settings is not None and network.surrogate is None:
         raise ValueError("network.surrogate_settings needs network.surrogate, the name")
+
+
+def _check_precision(memory: Memory, optimizer: Optimizer) -> None:
+    if memory.master and memory.compensation is not None:
+        raise ValueError(
+            "memory.compensation does not apply to memory.master = true, which loses nothing"
+        )
+    if optimizer.loss_scale_growth and not optimizer.loss_scale:
+        raise ValueError(
+            f"optimizer.loss_scale_growth = {optimizer.loss_scale_growth} needs "
+            "optimizer.loss_scale, such as 32768.0"
+        )
 
 
 def _check_chunks(rule: Rule, encoder: Encoder) -> None:

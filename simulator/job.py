@@ -26,6 +26,25 @@ Encode = Callable[[Array, PRNGKeyArray], Array]
 
 
 @dataclass(frozen=True)
+class Exact:
+    """What a run can be compared with: the same without number formats.
+
+    Attributes:
+        network: with parameters like those of the job, and no formats on states and activations.
+        make_rule: the learning rule, with no formats on traces.
+        read: `read(state, key)` of the memory, but in float32 where the memory keeps that.
+        gradient_format: name of the format of the gradients; None: they have none.
+        format_rounding: how they are rounded to it.
+    """
+
+    network: nnx.Module
+    make_rule: Callable[[nnx.Module, Loss], LearningRule]
+    read: Callable[..., PyTree]
+    gradient_format: str | None = None
+    format_rounding: str = "nearest_even"
+
+
+@dataclass(frozen=True)
 class Job:
     """All that a training run is made of.
 
@@ -45,6 +64,7 @@ class Job:
         seed: of all random numbers.
         log_every: batches between two lines of metrics.
         checkpoint_every: batches between two checkpoints; 0: one an epoch.
+        exact: what each line of metrics compares the gradient with; None: nothing.
     """
 
     dataset: Dataset
@@ -61,6 +81,7 @@ class Job:
     seed: int = 0
     log_every: int = 20
     checkpoint_every: int = 0
+    exact: Exact | None = None
 
     def __post_init__(self):
         if not self.batches:
@@ -93,6 +114,7 @@ class Purpose(IntEnum):
     TEST_READ = 7
     STATE = 8
     TEST_STATE = 9
+    OPTIMIZER = 10
 
 
 def key_for(seed: int, purpose: Purpose, *place: Any) -> PRNGKeyArray:

@@ -129,6 +129,8 @@ def _finish(
         "lost": last["lost"],
         "lost_in_states": lost_in_formats(job, params, job.dataset.test),
     }
+    if "diagnostics" in last:
+        result["diagnostics"] = last["diagnostics"]
     from . import report  # here, since it brings matplotlib, which takes long to import
 
     write_json(directory.path / "result.json", result)

@@ -215,6 +215,33 @@ def losses(lost: Mapping[str, Mapping[str, int]], *, ax: Axes | None = None) -> 
     return ax
 
 
+def diagnostics(metrics: Sequence[Mapping[str, Any]]) -> Axes:
+    """What number formats do to gradients and weights over batches, one line a parameter.
+
+    Args:
+        metrics: lines as `train` gives them, with diagnostics.
+    """
+    kinds = {
+        "cosine": "cosine of the gradient\nwith that in float32",
+        "gradient_underflowed": "entries of the gradient\nthat became 0",
+        "stagnated": "updates that changed\nnothing",
+        "saturated": "updates that\nsaturated",
+    }
+    lines = [m for m in metrics if "diagnostics" in m]
+    fields = Figure(figsize=(8, 6), layout="constrained").subplots(2, 2, sharex=True)
+    for ax, (kind, text) in zip(fields.flat, kinds.items(), strict=True):
+        for i, name in enumerate(lines[0]["diagnostics"]):
+            y = [m["diagnostics"][name][kind] for m in lines]
+            colour = COLOURS[i % len(COLOURS)]
+            ax.plot([m["step"] for m in lines], y, ".-", ms=4, lw=1, color=colour, label=name)
+        ax.set_ylabel(text)
+        ax.grid(alpha=0.3)
+    for ax in fields[1]:
+        ax.set_xlabel("batch")
+    fields[0, 0].legend(frameon=False, fontsize=8)
+    return fields[0, 0]
+
+
 def new_axes(width: float | int = 6.4, height: float | int = 4.0) -> Axes:
     """Axes in a figure of their own [inches], without pyplot and its global state."""
     return Figure(figsize=(width, height), layout="constrained").subplots()

@@ -96,6 +96,8 @@ def draw(
         pictures["confusion_matrix"] = plots.confusion_matrix(
             labels, evaluation.predictions, job.dataset.classes
         )
+    if any("diagnostics" in line for line in metrics):
+        pictures["diagnostics"] = plots.diagnostics(metrics)
     return pictures
 
 
@@ -106,6 +108,7 @@ _TITLES = {
     "weights": "Weights",
     "potentials": "Membrane potentials",
     "lost": "What the weight memory lost",
+    "diagnostics": "What number formats do to gradients and weights",
 }
 
 
@@ -118,6 +121,9 @@ def training_parts(result: Mapping[str, Any], images: Mapping[str, bytes]) -> li
     states = [{"state": k} | v for k, v in result.get("lost_in_states", {}).items()]
     if states:
         parts += ["<h2>What the formats of states and traces lost</h2>", rows_table(states)]
+    found = [{"parameter": k} | v for k, v in result.get("diagnostics", {}).items()]
+    if found:
+        parts += ["<h2>Gradients and updates at the end</h2>", rows_table(found)]
     return parts
 
 

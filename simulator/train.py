@@ -17,7 +17,9 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from .. import quant
 from ..learning_rules import parameters
-from ..learning_rules.rule import Loss
+from ..learning_rules.rule import Loss, RuleOutput
+from ..quant.training import loss_scale
+from .diagnostics import make_diagnosis
 from .evaluate import Evaluation, make_evaluation
 from .job import Job, Purpose, Samples, key_for
 
@@ -35,6 +37,7 @@ class Sums(NamedTuple):
     correct: Int[Array, ""]
     norm: Float[Array, ""]  # of the gradient, a mean over the updates of a batch
     bad: Int[Array, ""]  # first batch whose loss or gradient was not finite, or -1
+    lost: PyTree = ()  # for diagnostics: the counts of the memory at that line
 
 
 class TrainState(NamedTuple):
@@ -49,7 +52,8 @@ def initial_state(job: Job) -> TrainState:
     """Where training starts."""
     init = jax.jit(job.memory.init)
     memory = init(parameters(job.network), key_for(job.seed, Purpose.MEMORY))
-    return TrainState(memory, job.tx.init(read_parameters(job, memory)), _no_sums())
+    optimizer = job.tx.init(read_parameters(job, memory))
+    return TrainState(memory, optimizer, _no_sums(job, memory))
 
 
 def read_parameters(job: Job, memory: PyTree) -> PyTree:
@@ -75,7 +79,7 @@ def train(
         seconds: time spent before the start.
         on_metrics: called with each line of metrics: epoch (from 1), batch in it, step (batches in
             all), train_loss, train_accuracy, gradient_norm, seconds; at the end of an epoch also
-            test_loss, test_accuracy, activity and lost.
+            test_loss, test_accuracy, activity and lost; with `job.exact` also diagnostics.
         on_checkpoint: called with the batches done, the state and the seconds so far, always after
             the line of metrics of that batch.
 
@@ -86,9 +90,11 @@ def train(
     samples = Samples(job, job.dataset.train)
     segment = jax.jit(_make_segment(job, samples))
     test = test or make_evaluation(job, job.dataset.test)
+    weighted = _weighted(job.loss)
+    diagnose = None if job.exact is None else make_diagnosis(job, samples, weighted)
     step, state = start or (0, initial_state(job))
     begin = time.perf_counter() - seconds
-    order, order_of = None, -1
+    order, order_of = _order(job, 0), 0
     while step < job.steps:
         epoch, first = divmod(step, job.batches)
         if order_of != epoch:
@@ -100,7 +106,7 @@ def train(
         _check_finite(job, state, epoch)
         ends = stop == job.batches
         if ends or stop % job.log_every == 0:
-            line = {"epoch": epoch + 1, "batch": stop, "step": step}
+            line: dict[str, Any] = {"epoch": epoch + 1, "batch": stop, "step": step}
             line |= _train_metrics(
                 job, state.sums, stop - (stop - 1) // job.log_every * job.log_every
             )
@@ -110,7 +116,10 @@ def train(
                     raise _diverged(f"the test loss is {result.loss} after epoch {epoch + 1}")
                 line |= {"test_loss": result.loss, "test_accuracy": result.accuracy}
                 line |= {"activity": result.activity, "lost": count_lost(state.memory)}
-            state = state._replace(sums=_no_sums())
+            if diagnose is not None:
+                found = diagnose(state, samples.arrays, order[stop - 1], epoch, stop - 1)
+                line |= {"diagnostics": {_short(name): of for name, of in found.items()}}
+            state = state._replace(sums=_no_sums(job, state.memory))
             on_metrics(line | {"seconds": round(time.perf_counter() - begin, 3)})
         if ends or (job.checkpoint_every and stop % job.checkpoint_every == 0):
             on_checkpoint(step, state, time.perf_counter() - begin)
@@ -149,11 +158,18 @@ def _short(name: str) -> str:
 def _make_segment(job: Job, samples: Samples) -> Callable[..., TrainState]:
     """The function that trains on the batches first <= i < stop of an epoch."""
     rule = job.make_rule(job.network, _weighted(job.loss))
+    tx = optax.with_extra_args_support(job.tx)
 
     def one_batch(state: TrainState, arrays: Any, index: Array, epoch: Array, i: Array):
-        key_read, key_update, key_encode, key_state = (
+        key_read, key_update, key_encode, key_state, key_optimizer = (
             key_for(job.seed, purpose, epoch, i)
-            for purpose in (Purpose.READ, Purpose.UPDATE, Purpose.ENCODE, Purpose.STATE)
+            for purpose in (
+                Purpose.READ,
+                Purpose.UPDATE,
+                Purpose.ENCODE,
+                Purpose.STATE,
+                Purpose.OPTIMIZER,
+            )
         )
         xs, targets, present = samples.batch(arrays, index, key_encode)
         weights = present / present.sum(0)
@@ -170,28 +186,37 @@ def _make_segment(job: Job, samples: Samples) -> Callable[..., TrainState]:
         no_grads = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes.grads)
         no_votes = jnp.zeros(shapes.outputs.shape[1:], shapes.outputs.dtype)
 
+        def of_loss(out: RuleOutput, targets: Any, weights: Array) -> Array:
+            """The loss anew: its scaled value can be infinite where it is not."""
+            return (jax.vmap(job.loss)(out.outputs, targets) * weights).mean(1).sum()
+
         def one_update(carry, piece):
             memory, optimizer, traces, loss, votes, norm = carry
             u, piece = piece
             params = job.memory.read(memory, jax.random.fold_in(key_read, u))
+            scale = loss_scale(optimizer)
 
             def one_chunk(carry, piece):
                 traces, grads, loss, votes = carry
-                traces, out = rule.step(params, traces, *piece)
-                seen = (piece[1][1] > 0).astype(out.outputs.dtype)
+                xs, (targets, weights) = piece
+                weighted = weights if scale is None else weights * scale
+                traces, out = rule.step(params, traces, xs, (targets, weighted))
+                seen = (weights > 0).astype(out.outputs.dtype)
                 votes = votes + jnp.einsum("tb...,tb->b...", out.outputs, seen)
                 return (
                     traces,
                     jax.tree.map(jnp.add, grads, out.grads),
-                    loss + out.loss,
+                    loss + (out.loss if scale is None else of_loss(out, targets, weights)),
                     votes,
                 ), None
 
             start = (traces, no_grads, loss, votes)
             (traces, grads, loss, votes), _ = jax.lax.scan(one_chunk, start, piece)
-            changes, optimizer = job.tx.update(grads, optimizer, params)
+            key = jax.random.fold_in(key_optimizer, u)
+            changes, optimizer = tx.update(grads, optimizer, params, key=key)
             memory = job.memory.update(memory, changes, jax.random.fold_in(key_update, u))
-            return (memory, optimizer, traces, loss, votes, norm + optax.tree.norm(grads)), None
+            norm = norm + _norm(grads, scale)
+            return (memory, optimizer, traces, loss, votes, norm), None
 
         start = (state.memory, state.optimizer, traces, zero, no_votes, zero)
         numbered = (jnp.arange(len(pieces[0])), pieces)
@@ -231,6 +256,14 @@ def _weighted(loss: Loss) -> Loss:
     return weighted
 
 
+def _norm(grads: PyTree, scale: Array | None) -> Array:
+    """The norm of the gradient of the loss itself; 0 for one that a smaller scale will mend."""
+    if scale is None:
+        return optax.tree.norm(grads)
+    norm = optax.tree.norm(jax.tree.map(lambda g: g / scale, grads))
+    return jnp.where(jnp.isfinite(norm) | (scale <= 1), norm, 0)
+
+
 def _portions(job: Job, steps: int) -> tuple[int, int]:
     """Steps between two changes of the weights, and steps given to the rule at a time."""
     every = job.update_every or steps
@@ -256,9 +289,9 @@ def _next_stop(job: Job, first: int) -> int:
     return min(job.batches, *((first // n + 1) * n for n in every))
 
 
-def _no_sums() -> Sums:
+def _no_sums(job: Job, memory: Any) -> Sums:
     zero, number = jnp.zeros(()), jnp.zeros((), jnp.int32)
-    return Sums(zero, number, zero, number - 1)
+    return Sums(zero, number, zero, number - 1, () if job.exact is None else memory.lost)
 
 
 def _train_metrics(job: Job, sums: Sums, batches: int) -> dict[str, float | None]:

@@ -156,7 +156,7 @@ def _mean(x: Array, counted: Array) -> Array:
 def laplace_clip(n: float) -> float:
     r"""The alpha / b of `clip_of` for n steps: $w e^w = 12 n^2$.
 
-    >>> round(laplace_clip(8), 2)  # 4 bits
+    >>> round(laplace_clip(8.0), 2)  # 4 bits
     5.03
     """
     target = math.log(12 * n * n)
@@ -172,7 +172,7 @@ def gaussian_clip(n: float) -> float:
     phi is the normal density and Q its integral from a on. This is where the expected squared error
     $2 [(1 + a^2) Q(a) - a \phi(a)] + (a / n)^2 / 12$ has its minimum.
 
-    >>> round(gaussian_clip(8), 2)  # 4 bits
+    >>> round(gaussian_clip(8.0), 2)  # 4 bits
     2.56
     """
     low, high = 0.0, 40.0  # the left side falls and the right one grows

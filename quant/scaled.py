@@ -12,16 +12,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, Shaped, UInt
 
 from .blocks import BlockFormat
-
-try:
-    from .clipping import clip_of
-except ImportError:
-    from .scaling import absmax
-
-    def clip_of(x, fmt, rule):
-        return absmax(x, -1)
-
-
+from .clipping import clip_of
 from .few import RULES
 from .grid import Format
 from .integer import AsymmetricInteger

@@ -1,5 +1,6 @@
 """The study of SGD's floor: what it measures, and that it would see a bound that is too low."""
 
+import jax
 import numpy as np
 import pytest
 
@@ -37,7 +38,7 @@ def test_problems_have_their_minimum_and_constant(name):
     assert p.outer(p.inner(p.minimum)) == 0
     rng = np.random.default_rng(0)
     for distance in (1e-2, 0.3) if name != "network" else (1e-3,):
-        ways = rng.normal(size=(200, len(p.minimum)))
+        ways = rng.normal(size=(100, len(p.minimum)))
         ways *= distance / np.linalg.norm(ways, axis=1, keepdims=True)
         values = [float(p.outer(p.inner(p.minimum + w.astype(np.float32)))) for w in ways]
         assert 0 < max(values) <= p.constant * distance**p.power * (1 + 1e-2)
@@ -70,6 +71,31 @@ def test_no_run_ends_above_its_bound_and_small_steps_stagnate_to_nearest_only(ro
         assert moving["stagnated"] < 1
         assert moving["best"] < 0.8 * still["best"]
         assert moving["floor"] < still["floor"] / 5
+
+
+def test_a_run_is_the_loop_in_numpy():
+    settings = sgd_floor.Settings(
+        problems=("quasi_convex",), formats=("fixed16.8",), roundings=("nearest_even",),
+        steps=(0.05,), noise=0.0, iterations=30, seeds=1,
+    )  # fmt: skip
+    (found,) = rows_of(settings, seed=5)
+    p = _sgd_problems.problem("quasi_convex", 5)
+    (key,) = jax.random.split(jax.random.key(5), 1)
+    way = np.asarray(jax.random.normal(jax.random.fold_in(key, 2**31), (10,)))
+    x = np.asarray(p.minimum) + 2 * way / np.linalg.norm(way)
+    values, still = [], 0
+    slope = jax.jit(jax.grad(p.inner))
+    x = np.round(x * 256) / 256  # rounds half to even too
+    for _ in range(30):
+        g = np.asarray(slope(x.astype(np.float32)), np.float64)
+        values.append(float(p.outer(p.inner(x.astype(np.float32)))))
+        new = np.round((x - 0.05 * g / np.linalg.norm(g)) * 256) / 256
+        still += int((new == x).sum())
+        x = new
+    assert found["best"] == pytest.approx(min(values), rel=1e-5)
+    assert found["last"] == pytest.approx(np.mean(values[-3:]), rel=1e-5)
+    assert found["stagnated"] == pytest.approx(still / 300)
+    assert found["violated"] == 0
 
 
 def test_a_bound_that_is_too_low_is_seen(monkeypatch):

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Float
 
@@ -95,7 +96,7 @@ def lsq(
     fmt, x, step = parse(fmt), jnp.asarray(x), jnp.asarray(step)
     top = _top(fmt, "lsq")
     check_input("lsq", x, fmt, "nearest_even", "saturate", None)
-    if not isinstance(step, Tracer) and not bool((step > 0).all()):
+    if not isinstance(step, Tracer) and not (np.asarray(step) > 0).all():
         raise ValueError(
             f"lsq({fmt.name}): step of shape {step.shape} holds numbers that are not above 0; "
             "start from lsq_init, and keep steps positive or learn their logarithm."

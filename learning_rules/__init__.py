@@ -9,6 +9,7 @@ from . import losses
 from .bptt import bptt
 from .compare import compare, cosine, relative_error
 from .format_cost import format_cost, sequence_losses
+from .noise import with_new_noise
 from .ostl import ostl
 from .rule import LearningRule, RuleOutput, parameters, run_sequence
 from .synaptic_trace import dead_band, decayed_trace
@@ -28,4 +29,5 @@ __all__ = [
     "relative_error",
     "run_sequence",
     "sequence_losses",
+    "with_new_noise",
 ]

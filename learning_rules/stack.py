@@ -151,8 +151,8 @@ def as_stack(network: nnx.Module) -> Stack:
 
 def _as_layer(index: int, module: Any) -> Layer:
     name = f"Layer {index} ({getattr(module, '__name__', type(module).__name__)})"
-    if isinstance(module, UnitwiseCell):
-        kind = "unitwise"
+    if isinstance(module, UnitwiseCell) and "product" not in vars(module):
+        kind = "unitwise"  # the fast path multiplies by itself, so not with a product of one's own
     elif isinstance(module, nnx.RNNCellBase):
         kind = "cell"
     elif callable(module):

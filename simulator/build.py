@@ -16,11 +16,17 @@ from flax import nnx
 from jaxtyping import Array
 
 from .. import quant
-from ..learning_rules import LearningRule, bptt, losses, ostl
+from ..learning_rules import LearningRule, bptt, losses, ostl, with_new_noise
 from ..learning_rules.rule import Loss
 from ..quant.state_formats import state_formats
 from ..quant.storage import storage
-from ..quant.training import Activation, compensated, low_precision, master_copy
+from ..quant.training import (
+    Activation,
+    compensated,
+    low_precision,
+    master_copy,
+    quantize_products,
+)
 from . import encoding, surrogate
 from .data import Dataset, Split, load
 from .experiment import (
@@ -38,6 +44,8 @@ from .lif import ALIFCell, LIFCell, SynapticLIFCell
 from .network import Network
 from .readout import LeakyReadout
 from .snu import SNUCell, SoftSNUCell
+
+MakeRule = Callable[[nnx.Module, Loss], LearningRule]
 
 
 def build(experiment: Experiment) -> Job:
@@ -68,7 +76,7 @@ def build(experiment: Experiment) -> Job:
         encode=encode,
         network=network,
         loss=make_loss(train.loss, dataset),
-        make_rule=make_rule(rule),
+        make_rule=_renewing(experiment.network, make_rule(rule)),
         tx=make_optimizer(experiment.optimizer, max(updates, 1)),
         memory=make_memory(experiment.memory),
         epochs=train.epochs,
@@ -186,6 +194,11 @@ def make_network(
     else:
         layers.append(nnx.Linear(width, outputs, rngs=rngs))
     network = Network(layers)
+    if settings.products != "float32":
+        try:
+            network = quantize_products(network, first_and_last=settings.products == "luq_all")
+        except ValueError as error:
+            raise ValueError(f'network.products = "luq": {error}; that is "luq_all"') from None
     if not settings.state_formats:
         return network
     try:
@@ -194,11 +207,16 @@ def make_network(
         raise ValueError(f"network.state_formats: {error}") from None
 
 
+def _renewing(settings: NetworkSettings, make_rule: MakeRule) -> MakeRule:
+    """The rule, with new noise at each step if products are rounded stochastically."""
+    return make_rule if settings.products == "float32" else with_new_noise(make_rule)
+
+
 def make_exact(experiment: Experiment, inputs: int, dataset: Dataset) -> Exact:
     """The same run without number formats, for diagnostics."""
     network, memory = experiment.network, make_memory(experiment.memory)
     activation = None if network.activation_format is None else "float32"  # keeps the layers
-    network = replace(network, state_formats=None, activation_format=activation)
+    network = replace(network, state_formats=None, activation_format=activation, products="float32")
     return Exact(
         network=make_network(
             network,
@@ -236,7 +254,7 @@ def make_loss(name: str, dataset: Dataset) -> Loss:
     return of_classes
 
 
-def make_rule(settings: Rule) -> Callable[[nnx.Module, Loss], LearningRule]:
+def make_rule(settings: Rule) -> MakeRule:
     """The learning rule, still to be given a network and a loss."""
     if settings.name == "bptt":
         return functools.partial(bptt, remat_every=settings.remat_every or None)

@@ -97,6 +97,8 @@ class NetworkSettings:
     detach_reset: bool | None = None
     train_decay: bool | None = None
     activation_format: str | None = None  # of what goes from one layer to the next
+    #: 4-bit products forward and backward, in all layers or in all but the first and the last
+    products: Literal["float32", "luq", "luq_all"] = "float32"
     state_formats: dict[str, str] | None = None  # by role, as in { membrane = "fixed12.6" }
     state_rounding: Rounding = "nearest_even"
 

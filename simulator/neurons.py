@@ -4,6 +4,7 @@ No neuron's equation belongs here; those stand in `snu`, `lif` and `readout`.
 """
 
 import math
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import jax
@@ -38,11 +39,14 @@ class NeuronCell(nnx.RNNCellBase):
         d: logit of the decay of each unit (n,) if it is trained, so that it stays in (0, 1); else
             None.
         memory_fields: the fields of the carry that derivatives flow through from step to step.
+        product: how inputs and weights are multiplied, called as product(x, w, needed=...); see
+            `quant.training.quantize_products`.
         roles: what those fields are ("membrane", "synaptic_current", "adaptation"), for
             `quant.state_formats`.
     """
 
     memory_fields: ClassVar[tuple[str, ...]]
+    product: Callable[..., Array] = staticmethod(spike_matmul)
     roles: ClassVar[dict[str, str]]
 
     def __init__(
@@ -112,9 +116,9 @@ class NeuronCell(nnx.RNNCellBase):
             ValueError: if the last axis of x is not what the cell takes.
         """
         self._check_features(x.shape)
-        z = x if self.w is None else spike_matmul(x, self.w[...], needed=needed)
+        z = x if self.w is None else self.product(x, self.w[...], needed=needed)
         if self.h is not None:
-            z = z + spike_matmul(carry.y, self.h[...], needed=self.support(carry))
+            z = z + self.product(carry.y, self.h[...], needed=self.support(carry))
         return z
 
     def unit_step(self, carry: Any, z: Float[Array, "*dims"]) -> Any:

@@ -121,11 +121,10 @@ def sequence_losses(
 
 
 def _of_traces(state: PyTree) -> dict[str, Lost]:
-    """What the state of a rule says of its traces."""
-    lost = jax.tree.leaves(
-        getattr(state, "lost", ()), is_leaf=lambda leaf: isinstance(leaf, TraceLosses)
-    )
-    return {"eligibility_trace": _mean([layer.lost for layer in lost])} if lost else {}
+    """What the state of a rule, or of a rule inside it, says of its traces."""
+    parts = jax.tree.leaves(state, is_leaf=lambda part: isinstance(part, TraceLosses))
+    lost = [part.lost for part in parts if isinstance(part, TraceLosses)]
+    return {"eligibility_trace": _mean(lost)} if lost else {}
 
 
 def _of_states(network: nnx.Module, xs: Array, key: PRNGKeyArray | None) -> dict[str, Lost]:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from spikebit.quant import parse
+
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
 FOLDERS = ("kernels", "quant", "learning_rules", "simulator", "tests", "notebooks", "benchmarks")
@@ -43,6 +45,16 @@ def test_ci_runs_the_commands_of_the_readme():
     assert 'mark="<!-- ci: $1 -->"' in script
     for name in ("run", "test"):
         assert f"from_readme {name}" in script
+
+
+def test_the_example_of_formats_runs_and_its_names_are_read(capsys):
+    exec(compile(block("formats"), "README.md", "exec"), {})
+    assert capsys.readouterr().out.startswith("4.25 ")
+    table = README.split("## Number formats")[1].split("```")[0]
+    names = [n for n in re.findall(r"`([a-z][a-z0-9_.]+)`", table) if n not in ("numpy", "jit")]
+    assert len(names) > 20
+    for name in names:
+        assert parse(name).name == name
 
 
 def test_the_example_runs_and_its_loss_falls(capsys):

@@ -208,6 +208,8 @@ def _runs(settings: Settings, seed: int, name: str, fmt: str, rounding: str) -> 
         np.asarray(a) for a in run(starts, keys, jnp.asarray(settings.steps))
     )
     ratio = value / np.maximum(distance, np.finfo(np.float32).tiny) ** problem.power
-    most = (a.max((1, 2)) for a in (distance, reach, gradient_reach))
+    farthest, most, most_of_gradient = (a.max((1, 2)) for a in (distance, reach, gradient_reach))
     share = still.sum((1, 2)) / np.maximum(written.sum((1, 2)), 1)
-    return _Runs(value, inner, ratio.max((1, 2)), distance[:, 0].max(-1), *most, share)
+    first = distance[:, 0].max(-1)
+    constant = ratio.max((1, 2))
+    return _Runs(value, inner, constant, first, farthest, most, most_of_gradient, share)

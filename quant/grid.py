@@ -105,7 +105,7 @@ class Format(ABC):
                 "bits can be listed, use max and smallest instead."
             )
         v = np.asarray(self.decode(jnp.arange(2**self.bits).astype(self.code_dtype)))
-        return np.unique(v[np.isfinite(v)] + np.float32(0))
+        return np.unique(v[(v >= self.min) & (v <= self.max)] + np.float32(0))
 
     def inside(self, x: Float[Array, "*dims"]) -> Bool[Array, "*dims"]:
         """Where x lies between `min` and `max`, ends included; False for NaN."""
@@ -176,7 +176,9 @@ def check_input(
         )
     if fmt.has_nan or isinstance(x, Tracer):
         return
-    if nans := int(jnp.isnan(x).sum()):
+    with jax.ensure_compile_time_eval():  # x may be a constant inside of a transformation
+        nans = int(jnp.isnan(x).sum())
+    if nans:
         raise ValueError(
             f"{who}: x of shape {x.shape} holds {nans} NaN, for which {fmt.name} has no code; "
             "find where they come from, replace them (jnp.nan_to_num), or use a format with NaN "

@@ -12,7 +12,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, Shaped, UInt
 
 from .blocks import BlockFormat
-from .clipping import clip_of
+from .clipping import clip_of, steps_of
 from .few import RULES
 from .grid import Format
 from .integer import AsymmetricInteger
@@ -58,8 +58,7 @@ def find_scale(x: Float[Array, "*scales k"], fmt: Format, method: str) -> Scale:
     if rule in RULES:
         unit, divisor = RULES[rule](x)
         return Scale(unit, divisor=divisor)
-    steps = fmt.max if fmt.steps is None else fmt.steps
-    return Scale(absmax_scale(clip_of(x, fmt, rule), steps))
+    return Scale(absmax_scale(clip_of(x, fmt, rule), steps_of(fmt)))
 
 
 def encode_blocks(

@@ -1,6 +1,7 @@
 """What a number can be: formats, rounding, and weights that live in a format."""
 
 from .. import __version__ as __version__
+from . import training
 from .few import Binary, Ternary
 from .formats import known_formats, parse
 from .gradients import lsq, lsq_init, rounding_pair, straight_through
@@ -54,4 +55,5 @@ __all__ = [
     "rounding_pair",
     "rounds_up",
     "straight_through",
+    "training",
 ]

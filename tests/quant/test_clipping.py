@@ -11,8 +11,7 @@ from spikebit.quant import parse, quantize
 from spikebit.quant.clipping import clip_of, gaussian_clip, laplace_clip, steps_of
 from spikebit.quant.scaling import absmax_scale
 
-RULES = ("absmax", "percentile99", "percentile50", "mse", "kl", "gaussian", "laplace")
-FORMATS = ("int4_full", "fixed6.2", "e4m3fn", "nf4")
+RULES = ("absmax", "percentile99", "mse", "kl", "gaussian", "laplace")
 
 
 def samples(density, shape, seed=0):

@@ -22,6 +22,8 @@ from .posit import Posit
 from .qtensor import QTensor, decode, encode
 from .quantize import quantize
 from .rounding import ROUNDINGS, rounds_up
+from .state_formats import state_formats, state_losses, trace_storage
+from .storage import Storage, storage
 from .tables import NF4, LookUp
 
 __all__ = [
@@ -38,6 +40,7 @@ __all__ = [
     "Minifloat",
     "Posit",
     "QTensor",
+    "Storage",
     "StoredWeights",
     "Ternary",
     "WeightMemory",
@@ -54,6 +57,10 @@ __all__ = [
     "quantize",
     "rounding_pair",
     "rounds_up",
+    "state_formats",
+    "state_losses",
+    "storage",
     "straight_through",
+    "trace_storage",
     "training",
 ]

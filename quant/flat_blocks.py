@@ -1,4 +1,4 @@
-"""A stored array of any shape in a block format, and what storing an array lost.
+"""A stored array of any shape in a block format.
 
 The array is flattened and filled up with zeros to whole blocks, each with a scale of its own that
 is found anew at every write. What weight memories do with it stands in `memory`.
@@ -9,10 +9,11 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, PRNGKeyArray, Shaped
+from jaxtyping import Array, Bool, PRNGKeyArray, Shaped
 
 from .blocks import BlockFormat
 from .scaled import Scale, decode_blocks, encode_blocks, find_scale
+from .storage import where_lost
 
 
 class Stored(NamedTuple):
@@ -21,18 +22,6 @@ class Stored(NamedTuple):
     codes: Shaped[Array, "*dims"]
     scale: Any  # what the codes are in units of; None: of the format's own
     lost: dict[str, Bool[Array, "*dims"]]  # where it saturated, underflowed, or was NaN
-
-
-def where_lost(
-    x: Float[Array, "*dims"], inside: Bool[Array, "*dims"], stored: Float[Array, "*dims"]
-) -> dict[str, Bool[Array, "*dims"]]:
-    """Where storing x lost something, from what lies in the range and what was stored."""
-    nan = jnp.isnan(x)
-    return {
-        "saturated": ~inside & ~nan,
-        "underflowed": (x != 0) & (stored == 0) & ~nan,
-        "nan": nan,
-    }
 
 
 def in_flat_blocks(fmt: BlockFormat, rounding: str) -> tuple[Callable, Callable, Callable]:
@@ -61,7 +50,7 @@ def in_flat_blocks(fmt: BlockFormat, rounding: str) -> tuple[Callable, Callable,
         return Stored(join(codes, x.shape), found, lost)
 
     def keep(old: Array, scale: Scale, new: Stored, written: Array) -> tuple[Array, Scale]:
-        if new.scale.tensor is not None:  # all blocks share it
+        if scale.tensor is not None:  # all blocks share it
             touched = jnp.any(written)
             unit = jnp.where(touched, new.scale.unit, scale.unit)
             tensor = jnp.where(touched, new.scale.tensor, scale.tensor)

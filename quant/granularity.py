@@ -7,11 +7,13 @@ How a scale is found from them belongs to `scaling` and `clipping`, what it mean
 import dataclasses
 import math
 import re
+from typing import cast
 
 import jax.numpy as jnp
 from jaxtyping import Array, Shaped
 
 _NAMED = re.compile(r"group(\d+)|block(\d+)x(\d+)")
+_Axes = tuple[int, ...]  # what `axis` and `block` are once a Granularity is made
 NAMES = "tensor, channel, token, group<k> or block<r>x<c>"
 
 
@@ -88,17 +90,17 @@ class Granularity:
         n = len(shape)
         if self.axis is None:
             return dict(enumerate(shape))
-        axes = self.axis
+        axes, given = cast("_Axes", self.axis), cast("_Axes | None", self.block)
         if any(not -n <= a < n for a in axes) or len({a % n for a in axes}) < len(axes):
             raise ValueError(
                 f"axis={_plain(axes)} does not fit an array of shape {shape}: name different axes "
                 f"from {-n} to {n - 1}, or None for all of them."
             )
-        sizes = [shape[a] for a in axes] if self.block is None else self.block
+        sizes = [shape[a] for a in axes] if given is None else given
         for axis, size in zip(axes, sizes, strict=True):
-            if self.block is not None and shape[axis] % size:
+            if given is not None and shape[axis] % size:
                 raise ValueError(
-                    f"block={_plain(self.block)} does not divide axis {axis} of an array of shape "
+                    f"block={_plain(given)} does not divide axis {axis} of an array of shape "
                     f"{shape}: choose a block that divides {shape[axis]}, or pad the axis with "
                     f"{-shape[axis] % size} zeros."
                 )

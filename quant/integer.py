@@ -261,9 +261,9 @@ class AsymmetricInteger(Format):
     ) -> UInt[Array, "*dims"]:
         """Codes, as uint32, of numbers r in units of the scale about a zero point; NaN gives it."""
         low, high = -zero, self.max - zero
-        r = jnp.where(jnp.isnan(r), jnp.zeros_like(r), jnp.clip(r, low - 1, high + 1))
+        inside = jnp.where(jnp.isnan(r), jnp.zeros_like(r), jnp.clip(r, low - 1, high + 1))
         negative = jnp.signbit(r)
-        magnitude = kept_above_zero(r, r, rounding)
+        magnitude = kept_above_zero(inside, r, rounding)
         k = round_to_integer(magnitude, rounding=rounding, negative=negative, key=key)
         k = jnp.clip(jnp.where(negative, -k, k), low, high)
         return (k + zero).astype(jnp.uint32)

@@ -15,13 +15,14 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree, Shaped, UInt32
 
 from .blocks import BlockFormat
 from .few import RULES
-from .flat_blocks import Stored, in_flat_blocks, where_lost
+from .flat_blocks import Stored, in_flat_blocks
 from .formats import parse
 from .grid import FLOATS, Format
 from .integer import AsymmetricInteger
 from .minifloat import narrow, widen
 from .rounding import ROUNDINGS, check_rounding
 from .scaling import absmax, absmax_scale, in_units, to_units
+from .storage import check_has_zero, where_lost
 
 COUNTS = ("writes", "saturated", "underflowed", "stagnated", "nan")
 
@@ -99,6 +100,7 @@ def number_format(
             "format that gets its scale at init, such as an integer format, has one that it could "
             "widen, so leave it at 1 for the others."
         )
+    check_has_zero(f"number_format({fmt.name})", fmt)
     if isinstance(fmt, AsymmetricInteger) or fmt.scale_rule == "twn":
         raise ValueError(
             f"number_format({fmt.name}): weights that change keep one scale, and {fmt.name} needs "

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from .formats import parse
 from .grid import Format
@@ -21,6 +21,18 @@ class Lost(NamedTuple):
 
     saturated: Float[Array, ""]  # lay beyond the range of the format
     underflowed: Float[Array, ""]  # were not 0 and became 0
+
+
+def where_lost(
+    x: Float[Array, "*dims"], inside: Bool[Array, "*dims"], stored: Float[Array, "*dims"]
+) -> dict[str, Bool[Array, "*dims"]]:
+    """Where storing x lost something, from what lies in the range and what was stored."""
+    nan = jnp.isnan(x)
+    return {
+        "saturated": ~inside & ~nan,
+        "underflowed": (x != 0) & (stored == 0) & ~nan,
+        "nan": nan,
+    }
 
 
 @dataclass(frozen=True)
@@ -43,9 +55,8 @@ class Storage:
 
     def lost(self, x: Float[Array, "*dims"], stored: Float[Array, "*dims"]) -> Lost:
         """What storing x lost; a NaN counts as neither."""
-        beyond = ~self.fmt.inside(x) & ~jnp.isnan(x)
-        gone = (x != 0) & (stored == 0) & ~jnp.isnan(x)
-        return Lost(jnp.mean(beyond, dtype=jnp.float32), jnp.mean(gone, dtype=jnp.float32))
+        at = where_lost(x, self.fmt.inside(x), stored)
+        return Lost(*(jnp.mean(at[name], dtype=jnp.float32) for name in Lost._fields))
 
 
 def storage(who: str, fmt: Format | str, rounding: str = "nearest_even") -> Storage:
@@ -59,6 +70,7 @@ def storage(who: str, fmt: Format | str, rounding: str = "nearest_even") -> Stor
         fmt = parse(fmt)
     except ValueError as error:
         raise ValueError(f"{who}: {error}") from None
+    check_has_zero(who, fmt)
     if fmt.steps is not None:
         raise ValueError(
             f"{who}: {fmt.name} takes its scale from the numbers it rounds, and what is kept from "
@@ -68,3 +80,12 @@ def storage(who: str, fmt: Format | str, rounding: str = "nearest_even") -> Stor
     if rounding not in ROUNDINGS:
         raise ValueError(f"{who}: rounding is {rounding!r}; choose one of {', '.join(ROUNDINGS)}.")
     return Storage(fmt, rounding)
+
+
+def check_has_zero(who: str, fmt: Format) -> None:
+    """Refuses a format for scales only, which has no 0 and no sign, in the name of `who`."""
+    if fmt.min > 0:
+        raise ValueError(
+            f"{who}: {fmt.name} is a format of scales, without 0 and negative numbers; use one "
+            "that has both, such as e5m2."
+        )

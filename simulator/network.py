@@ -49,8 +49,8 @@ class Network(nnx.RNNCellBase):
         """
         batch = jax.ShapeDtypeStruct((1, *input_shape), jax.numpy.zeros(()).dtype)
         stack = as_stack(self)
-        draws = rngs is not None and any(layer.draws for layer in stack.layers)
-        key = rngs.carry() if draws else None
+        draws = any(layer.draws for layer in stack.layers)
+        key = rngs.carry() if rngs is not None and draws else None
         return stack.initialize_carries(nnx.state(self, nnx.Param), batch, key)
 
     @property

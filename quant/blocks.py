@@ -26,7 +26,6 @@ _MX: dict[str, Format] = {
     "mxfp6_e2m3": Minifloat(2, 3, 1, "none"),
     "mxfp4": _E2M1,
 }
-NAMES = (*_MX, "mxint8", "nvfp4", "bfp8_k16")
 _NAME = re.compile(rf"(?:({'|'.join(_MX)})(?:_k(\d+))?|mxint8|bfp(\d+)_k(\d+))(?:_([a-z]+))?")
 
 

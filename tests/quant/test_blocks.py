@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from spikebit.quant import QTensor, decode, encode, parse, quantize
-from spikebit.quant.blocks import NAMES, NVFP4, SharedExponent, bfp, from_name
+from spikebit.quant.blocks import NVFP4, SharedExponent, bfp, from_name
 from spikebit.quant.minifloat import Minifloat
 
 MODES = ("floor", "ceil", "even", "rceil")
@@ -145,7 +145,8 @@ def test_scales_and_numbers_are_those_of_the_definition(name, mode):
     q = encode(jnp.asarray(x), in_mode(name, mode))
     np.testing.assert_array_equal(q.scale.unit[:, 0], codes)
     same(decode(q), y)
-    same(quantize(jnp.asarray(x), in_mode(name, mode)), y)
+    if mode == "floor":  # the others differ in the scale alone
+        same(quantize(jnp.asarray(x), name), y)
 
 
 @pytest.mark.parametrize("name", ["mxfp8_e4m3", "mxfp4", "bfp5_k8"])
@@ -156,7 +157,7 @@ def test_elements_take_every_rounding(name, rounding):
     same(quantize(jnp.asarray(x), name, rounding=rounding), y)
 
 
-@every
+@pytest.mark.parametrize("name", ["mxfp8_e4m3", "mxfp4", "bfp5_k8"])
 def test_compiled_eager_and_fused_agree(name):
     x = jnp.asarray(hard_blocks(name))
     y = quantize(x, name)
@@ -168,8 +169,6 @@ def test_compiled_eager_and_fused_agree(name):
 
     for got in fused(x):
         same(got, y)
-    if name not in ("mxfp8_e4m3", "bfp5_k8"):
-        return
     rows = np.linspace(0, len(x) - 1, 40).astype(int)
     with jax.disable_jit():
         same(quantize(x[rows], name), y[rows])
@@ -232,8 +231,9 @@ def test_nvfp4_is_that_of_the_definition(exponent):
     )
     same(decode(q), y)
     same(jax.jit(lambda x: quantize(x, "nvfp4") + 0)(x), y)
-    with jax.disable_jit():
-        same(quantize(jnp.asarray(x), "nvfp4"), y)
+    if exponent == 0:
+        with jax.disable_jit():
+            same(quantize(jnp.asarray(x), "nvfp4"), y)
     # the largest number sets t again, up to the last bit of t; the codes do not change
     again = encode(jnp.asarray(y), "nvfp4")
     np.testing.assert_array_equal(again.codes & 7, q.codes & 7)
@@ -365,7 +365,14 @@ def test_derivative_is_zero_where_an_element_saturates():
 
 
 def test_names():
-    for name in (*NAMES, "bfp5_k8", "mxfp6_e2m3_k16_even", "mxint8_ceil", "mxfp4_rceil"):
+    for name in (
+        *ELEMENTS,
+        "nvfp4",
+        "bfp8_k16",
+        "mxfp6_e2m3_k16_even",
+        "mxint8_ceil",
+        "mxfp4_rceil",
+    ):
         fmt = from_name(name)
         assert fmt is not None
         assert fmt.name == name

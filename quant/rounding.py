@@ -120,5 +120,5 @@ def kept_above_zero(
     pattern = jax.lax.bitcast_convert_type(x, f"uint{8 * x.dtype.itemsize}")
     # counted, not compared: a comparison of the bits with 0 is compiled to one of the numbers,
     # which takes subnormals for 0
-    count = (pattern << 1).astype(r.dtype)
+    count = jnp.where(jnp.isnan(x), jnp.zeros((), r.dtype), (pattern << 1).astype(r.dtype))
     return jnp.maximum(r, jnp.minimum(count, 1) * jnp.array(2.0**-60, r.dtype))

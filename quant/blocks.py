@@ -12,8 +12,9 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, UInt
 
+from ..kernels import largest_magnitude
 from . import scaling
-from .e8m0 import NAN, SCALE_MODES, largest_magnitude, scale_codes, times_power
+from .e8m0 import NAN, SCALE_MODES, scale_codes, times_power
 from .grid import Format
 from .integer import FixedPoint
 from .minifloat import Minifloat
@@ -82,19 +83,19 @@ class BlockFormat(Format):
     @abstractmethod
     def to_units(
         self,
-        x: Float[Array, "*blocks k"],
-        codes: UInt[Array, "*blocks"],
+        x: Float[Array, "*dims"],
+        codes: UInt[Array, "*#dims"],
         tensor_scale: Float[Array, ""] | None = None,
-    ) -> Float[Array, "*blocks k"]:
+    ) -> Float[Array, "*dims"]:
         """The numbers in units of their scale; small ones do not become 0, so `up` can see them."""
 
     @abstractmethod
     def from_units(
         self,
-        values: Float[Array, "*blocks k"],
-        codes: UInt[Array, "*blocks"],
+        values: Float[Array, "*dims"],
+        codes: UInt[Array, "*#dims"],
         tensor_scale: Float[Array, ""] | None = None,
-    ) -> Float[Array, "*blocks k"]:
+    ) -> Float[Array, "*dims"]:
         """Numbers from values of the element; NaN where the scale is."""
 
     def _encode(
@@ -182,21 +183,21 @@ class SharedExponent(BlockFormat):
 
     def to_units(
         self,
-        x: Float[Array, "*blocks k"],
-        codes: UInt[Array, "*blocks"],
+        x: Float[Array, "*dims"],
+        codes: UInt[Array, "*#dims"],
         tensor_scale: Float[Array, ""] | None = None,
-    ) -> Float[Array, "*blocks k"]:
+    ) -> Float[Array, "*dims"]:
         """The numbers x 2^-c, exactly, or rounded to odd among subnormals."""
-        return times_power(x, 127 - codes.astype(jnp.int32)[..., None])
+        return times_power(x, 127 - codes.astype(jnp.int32))
 
     def from_units(
         self,
-        values: Float[Array, "*blocks k"],
-        codes: UInt[Array, "*blocks"],
+        values: Float[Array, "*dims"],
+        codes: UInt[Array, "*#dims"],
         tensor_scale: Float[Array, ""] | None = None,
-    ) -> Float[Array, "*blocks k"]:
+    ) -> Float[Array, "*dims"]:
         """The numbers v 2^c, exactly, but that 2^128 becomes the largest float32."""
-        code = codes.astype(jnp.int32)[..., None]
+        code = codes.astype(jnp.int32)
         return jnp.where(
             code == NAN, jnp.array(jnp.nan, values.dtype), times_power(values, code - 127)
         )
@@ -251,7 +252,7 @@ class NVFP4(BlockFormat):
         t = scaling.absmax_scale(amax, _E4M3.max * _E2M1.max)
         # from here on the smallest number read back, 2^-6 t / 2, is a normal one
         t = jnp.where(t >= 2.0**-119, t, jnp.ones_like(t))
-        peak = jnp.max(jnp.abs(x), -1, initial=0)
+        peak = largest_magnitude(x)
         # choices instead of constants keep XLA from merging the two quotients
         tiny = jnp.finfo(x.dtype).tiny
         sixth = peak / jnp.where(peak > 0, jnp.array(_E2M1.max, x.dtype), jnp.inf)
@@ -263,27 +264,27 @@ class NVFP4(BlockFormat):
 
     def to_units(
         self,
-        x: Float[Array, "*blocks k"],
-        codes: UInt[Array, "*blocks"],
+        x: Float[Array, "*dims"],
+        codes: UInt[Array, "*#dims"],
         tensor_scale: Float[Array, ""] | None = None,
-    ) -> Float[Array, "*blocks k"]:
+    ) -> Float[Array, "*dims"]:
         """The numbers x ((1 / t) / s_b)."""
         s, t = self._scales(codes, tensor_scale, x.dtype)
         inverse = jnp.where(t > 0, 1 / t, jnp.ones_like(t))
         x = jnp.where(jnp.abs(x) < jnp.finfo(x.dtype).tiny, jnp.zeros_like(x), x)
-        y = x * (inverse / s)[..., None]
+        y = x * (inverse / s)
         least = jnp.copysign(jnp.array(2.0**-100, x.dtype), x)
         return jnp.where((x != 0) & (jnp.abs(y) < 2.0**-100), least, y)
 
     def from_units(
         self,
-        values: Float[Array, "*blocks k"],
-        codes: UInt[Array, "*blocks"],
+        values: Float[Array, "*dims"],
+        codes: UInt[Array, "*#dims"],
         tensor_scale: Float[Array, ""] | None = None,
-    ) -> Float[Array, "*blocks k"]:
+    ) -> Float[Array, "*dims"]:
         """The numbers q (s_b t)."""
         s, t = self._scales(codes, tensor_scale, values.dtype)
-        unit = (s * t)[..., None]
+        unit = s * t
         return jnp.where(jnp.isnan(unit), unit, scaling.in_units(values, unit))
 
     @staticmethod

@@ -151,13 +151,6 @@ def scale_codes(
     return jnp.where(magnitude < f.uint(f.infinity), code, NAN).astype(jnp.uint8)
 
 
-def largest_magnitude(x: Float[Array, "*scales k"]) -> Float[Array, "*scales"]:
-    """The largest |x| along the last axis; 0 if there is none, NaN if there is a NaN."""
-    f = _WIDE[x.dtype]
-    magnitude = jax.lax.bitcast_convert_type(x, f.uint) & f.uint((1 << (f.width - 1)) - 1)
-    return jax.lax.bitcast_convert_type(jnp.max(magnitude, -1, initial=0), f.float)
-
-
 def times_power(x: Float[Array, "*dims"], exponent: Int[Array, "*#dims"]) -> Float[Array, "*dims"]:
     """The product x 2^exponent, subnormal or not; beyond the range of the dtype it saturates.
 

@@ -7,6 +7,7 @@ is found anew at every write. What weight memories do with it stands in `memory`
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, PRNGKeyArray, Shaped
@@ -33,18 +34,21 @@ def in_flat_blocks(fmt: BlockFormat, rounding: str) -> tuple[Callable, Callable,
     def join(blocked: Array, shape: tuple[int, ...]) -> Array:
         return blocked.reshape(-1)[: int(np.prod(shape))].reshape(shape)
 
+    def each(scale: Scale) -> Scale:
+        return jax.tree.map(lambda s: s[:, None] if s.ndim else s, scale)
+
     def load(codes: Array, scale: Scale, dtype: np.dtype) -> Array:
         wide = jnp.float64 if dtype == jnp.float64 else jnp.float32
-        values = decode_blocks(split(codes.astype(jnp.uint32)), fmt, scale, wide)
+        values = decode_blocks(split(codes.astype(jnp.uint32)), fmt, each(scale), wide)
         return join(values, codes.shape)
 
     def store(x: Array, scale: Any, key: PRNGKeyArray | None) -> Stored:
         blocked = split(x)
         found = find_scale(blocked, fmt, "absmax")
         codes = encode_blocks(
-            blocked, fmt, found, rounding=rounding, overflow="saturate", key=key
+            blocked, fmt, each(found), rounding=rounding, overflow="saturate", key=key
         ).astype(fmt.code_dtype)
-        inside = fmt.inside(fmt.to_units(blocked, found.unit, found.tensor))
+        inside = fmt.inside(fmt.to_units(blocked, each(found).unit, found.tensor))
         values = fmt.decode(codes)
         lost = where_lost(x, join(inside, x.shape), join(values, x.shape))
         return Stored(join(codes, x.shape), found, lost)

@@ -129,6 +129,15 @@ class Granularity:
         moved = blocked.reshape([folded[a] for a in order])
         return jnp.transpose(moved, [order.index(a) for a in range(len(order))]).reshape(shape)
 
+    def spread(
+        self, scales: Shaped[Array, "*scales"], shape: tuple[int, ...]
+    ) -> Shaped[Array, "..."]:
+        """The scale of each number of an array of a shape; axes with a single scale stay short."""
+        for axis, size in self.blocks(shape).items():
+            if scales.shape[axis] > 1:
+                scales = jnp.repeat(scales, size, axis)
+        return scales
+
     def _folded(self, shape: tuple[int, ...]) -> tuple[list[int], list[int]]:
         """The shape with each axis in two, blocks and numbers in a block, and the blocks first."""
         blocks, scales = self.blocks(shape), self.scale_shape(shape)

@@ -206,19 +206,23 @@ class Minifloat(Format):
         if x.dtype != jnp.float32 or self._low - m < -90 or m == 0 or by_code:
             return super()._round(x, rounding, overflow, key)
         pattern = jax.lax.bitcast_convert_type(x, f.uint)
-        magnitude = jnp.minimum(jnp.abs(x), f.float(min(2 * self.max, _FLOAT32_MAX)))
-        binade = jax.lax.bitcast_convert_type(magnitude, f.uint) & f.uint(f.infinity)
+        magnitude = pattern & f.uint((1 << (f.width - 1)) - 1)
+        is_nan = magnitude > f.uint(f.infinity)
+        # magnitudes compare as their patterns do, in one instruction: floats need some for NaN
+        magnitude = jnp.minimum(magnitude, _pattern(min(2 * self.max, _FLOAT32_MAX)))
+        binade = magnitude & f.uint(f.infinity)
+        magnitude = jax.lax.bitcast_convert_type(magnitude, f.float)
         binade = jnp.maximum(binade, f.uint((self._low + f.bias) << f.mantissa))
         step = jax.lax.bitcast_convert_type(binade - f.uint(m << f.mantissa), f.float)
         inverse = jax.lax.bitcast_convert_type(f.uint((254 + m) << f.mantissa) - binade, f.float)
         y = round_to_integer(magnitude * inverse, rounding=rounding, key=key) * step
         if overflow == "saturate" or self.specials == "none":
-            y = jnp.minimum(y, f.float(self.max))
+            y = jnp.minimum(jax.lax.bitcast_convert_type(y, f.uint), _pattern(self.max))
         else:
             beyond = f.float(np.inf if self.specials == "ieee" else np.nan)
             y = jnp.where(y > f.float(self.max), beyond, y)
-        y = jax.lax.bitcast_convert_type(y, f.uint)
-        y = jnp.where(jnp.isnan(x), f.uint(f.nan if self.has_nan else 0), y)
+            y = jax.lax.bitcast_convert_type(y, f.uint)
+        y = jnp.where(is_nan, f.uint(f.nan if self.has_nan else 0), y)
         sign = pattern & f.uint(1 << (f.width - 1))
         if self.specials == "fnuz":
             sign = jnp.where(y == f.uint(f.nan), f.uint(1 << (f.width - 1)), sign)
@@ -248,6 +252,10 @@ class Minifloat(Format):
             pattern = jnp.where(is_nan, f.uint(f.nan), pattern)
         sign = codes >> f.uint(self.bits - 1) << f.uint(f.width - 1)
         return narrow(jax.lax.bitcast_convert_type(pattern | sign, f.float), dtype)
+
+
+def _pattern(x: float) -> np.uint32:
+    return np.float32(x).view(np.uint32)
 
 
 def usual_bias(exponent_bits: int, specials: str = "ieee") -> int:

@@ -17,7 +17,7 @@ from .formats import parse
 from .granularity import Granularity
 from .grid import Format, check_input
 from .minifloat import narrow_finite, widen
-from .scaled import Scale, decode_blocks, encode_blocks, find_scale
+from .scaled import Scale, decode_blocks, encode_blocks, find_scale, spread
 from .selftest import require_exact_backend
 
 
@@ -199,10 +199,10 @@ def _encode(
     if granularity is None:
         codes = fmt._encode(wide, rounding, overflow, key).astype(fmt.code_dtype)
         return QTensor(codes, None, fmt, Granularity(), dtype)
-    blocked = granularity.split(wide)
-    scale = find_scale(blocked, fmt, method)
-    codes = encode_blocks(blocked, fmt, scale, rounding=rounding, overflow=overflow, key=key)
-    codes = granularity.join(codes.astype(fmt.code_dtype), x.shape)
+    scale = find_scale(granularity.split(wide), fmt, method)
+    each = spread(scale, granularity, x.shape)
+    codes = encode_blocks(wide, fmt, each, rounding=rounding, overflow=overflow, key=key)
+    codes = codes.astype(fmt.code_dtype)
     return QTensor(codes, scale._replace(divisor=None), fmt, granularity, dtype)
 
 
@@ -213,5 +213,5 @@ def _decode(q: QTensor) -> Array:
     codes = q.codes.astype(jnp.uint32) & jnp.uint32(2**q.fmt.bits - 1)
     if q.scale is None:
         return narrow_finite(q.fmt._decode(codes, wide), dtype)
-    values = decode_blocks(q.granularity.split(codes), q.fmt, q.scale, wide)
-    return narrow_finite(q.granularity.join(values, q.shape), dtype)
+    values = decode_blocks(codes, q.fmt, spread(q.scale, q.granularity, q.shape), wide)
+    return narrow_finite(values, dtype)

@@ -12,7 +12,7 @@ from .granularity import Granularity
 from .grid import Format, check_input
 from .minifloat import narrow, widen
 from .qtensor import sharing
-from .scaled import find_scale, round_blocks
+from .scaled import find_scale, round_blocks, spread
 from .selftest import require_exact_backend
 
 
@@ -86,10 +86,8 @@ def _quantize(
     if granularity is None:
         y, inside = fmt._round(wide, rounding, overflow, key), fmt.inside(wide)
     else:
-        blocked = granularity.split(wide)
-        found = find_scale(blocked, fmt, method)
-        y, inside = round_blocks(blocked, fmt, found, rounding=rounding, overflow=overflow, key=key)
-        y, inside = granularity.join(y, x.shape), granularity.join(inside, x.shape)
+        found = spread(find_scale(granularity.split(wide), fmt, method), granularity, x.shape)
+        y, inside = round_blocks(wide, fmt, found, rounding=rounding, overflow=overflow, key=key)
     if overflow == "wrap":
         inside = jnp.isfinite(wide)
     return straight_through(x, narrow(y, x.dtype, overflow), inside)

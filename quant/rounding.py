@@ -104,7 +104,7 @@ def round_to_integer(
         remainder = jnp.maximum(remainder, (r > low).astype(remainder.dtype))
     odd = jnp.zeros(r.shape, bool)  # only ties to even would ask
     up = rounds_up(odd, remainder, rounding=rounding, negative=negative, key=key)
-    return low + up.astype(r.dtype)
+    return jnp.where(up, low + 1, low)
 
 
 def kept_above_zero(

@@ -1,12 +1,14 @@
 """Numbers in units of a scale: found for each block, then rounded, coded and read back.
 
-Arrays come in the blocked layout of `granularity`: shape of the scales, then the k numbers that
-share each. Which rule finds a clip stands in `clipping`, how a number in units is rounded in the
-formats.
+A scale is found in the blocked layout of `granularity`: shape of the scales, then the k numbers
+that share each. It is used in the shape of the array, each scale standing where its numbers do
+(`spread`): XLA does not put a loop over the shape of the blocks into vectors. Which rule finds a
+clip stands in `clipping`, how a number in units is rounded in the formats.
 """
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, Shaped, UInt
@@ -14,6 +16,7 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray, Shaped, UInt
 from .blocks import BlockFormat
 from .clipping import clip_of, steps_of
 from .few import RULES
+from .granularity import Granularity
 from .grid import Format
 from .integer import AsymmetricInteger
 from .scaling import absmax_scale, in_units, to_units
@@ -61,15 +64,20 @@ def find_scale(x: Float[Array, "*scales k"], fmt: Format, method: str) -> Scale:
     return Scale(absmax_scale(clip_of(x, fmt, rule), steps_of(fmt)))
 
 
+def spread(scale: Scale, granularity: Granularity, shape: tuple[int, ...]) -> Scale:
+    """The scale of each number of an array of a shape."""
+    return jax.tree.map(lambda s: granularity.spread(s, shape) if s.ndim else s, scale)
+
+
 def encode_blocks(
-    x: Float[Array, "*scales k"],
+    x: Float[Array, "*dims"],
     fmt: Format,
     scale: Scale,
     *,
     rounding: str,
     overflow: str,
     key: PRNGKeyArray | None,
-) -> UInt[Array, "*scales k"]:
+) -> UInt[Array, "*dims"]:
     """Codes, as uint32."""
     r = _to_units(x, fmt, scale)
     if isinstance(fmt, AsymmetricInteger):
@@ -78,8 +86,8 @@ def encode_blocks(
 
 
 def decode_blocks(
-    codes: UInt[Array, "*scales k"], fmt: Format, scale: Scale, dtype: DTypeLike
-) -> Float[Array, "*scales k"]:
+    codes: UInt[Array, "*dims"], fmt: Format, scale: Scale, dtype: DTypeLike
+) -> Float[Array, "*dims"]:
     """The numbers of uint32 codes, in float32 or float64."""
     values = fmt._decode(codes, dtype)
     if isinstance(fmt, AsymmetricInteger):
@@ -88,14 +96,14 @@ def decode_blocks(
 
 
 def round_blocks(
-    x: Float[Array, "*scales k"],
+    x: Float[Array, "*dims"],
     fmt: Format,
     scale: Scale,
     *,
     rounding: str,
     overflow: str,
     key: PRNGKeyArray | None,
-) -> tuple[Float[Array, "*scales k"], Bool[Array, "*scales k"]]:
+) -> tuple[Float[Array, "*dims"], Bool[Array, "*dims"]]:
     """The numbers that the codes stand for, and where x lies in the range of the format."""
     r = _to_units(x, fmt, scale)
     if isinstance(fmt, AsymmetricInteger):
@@ -110,15 +118,15 @@ def _to_units(x: Array, fmt: Format, scale: Scale) -> Array:
     if isinstance(fmt, BlockFormat):
         return fmt.to_units(x, scale.unit, scale.tensor)
     divisor = scale.unit if scale.divisor is None else scale.divisor
-    return to_units(x, divisor[..., None])
+    return to_units(x, divisor)
 
 
 def _from_units(values: Array, fmt: Format, scale: Scale) -> Array:
     if isinstance(fmt, BlockFormat):
         return fmt.from_units(values, scale.unit, scale.tensor)
-    return in_units(values, scale.unit[..., None])
+    return in_units(values, scale.unit)
 
 
 def _zero(scale: Scale, like: Array) -> Array:
     assert scale.zero is not None
-    return scale.zero[..., None].astype(like.dtype)
+    return scale.zero.astype(like.dtype)

@@ -3,11 +3,13 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from ..kernels import largest_magnitude
+
 
 def absmax(x: Float[Array, "*dims"], axis: int | None = None) -> Float[Array, "..."]:
     """The largest finite |x| of a tensor, or along one axis; 0 for an empty one."""
-    magnitude = jnp.where(jnp.isfinite(x), jnp.abs(x), jnp.zeros_like(x))
-    return jnp.max(magnitude, axis, initial=0)
+    rows = x.ravel() if axis is None else jnp.moveaxis(x, axis, -1)
+    return largest_magnitude(rows, finite=True)
 
 
 def absmax_scale(amax: Float[Array, "*dims"], steps: float) -> Float[Array, "*dims"]:

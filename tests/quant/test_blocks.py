@@ -415,3 +415,13 @@ def test_a_format_shows_its_element_in_units_of_the_scale(name):
 def test_errors(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize("name", ["mxfp4", "nvfp4", "bfp6_k16"])
+def test_a_nan_makes_its_block_nan_in_compiled_code_too(name):
+    block = parse(name).block
+    x = jnp.ones((2, 2 * block)).at[0, 3].set(jnp.nan)
+    got = np.isnan(np.asarray(jax.jit(lambda x: quantize(x, name))(x)))
+    expected = np.zeros((2, 2 * block), bool)
+    expected[0, :block] = True
+    np.testing.assert_array_equal(got, expected)

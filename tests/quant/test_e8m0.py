@@ -9,12 +9,12 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from spikebit.kernels import largest_magnitude
 from spikebit.quant import parse
 from spikebit.quant.e8m0 import (
     E8M0,
     SCALE_MODES,
     from_name,
-    largest_magnitude,
     scale_codes,
     times_power,
 )

@@ -29,17 +29,19 @@ MODES: dict[str, luq.LUQ | None] = {
     "float32": None,
     "luq": luq.LUQ(),
     "luq_smp2": luq.LUQ(samples=2),
-    "no_underflow": luq.LUQ(rounding="no_underflow"),
     "nearest": luq.LUQ(rounding="nearest_even"),
+    "luq_all": luq.LUQ(),
+    "no_underflow_all": luq.LUQ(rounding="no_underflow"),
+    "nearest_all": luq.LUQ(rounding="nearest_even"),
 }
 TITLES = {"accuracy": "Test accuracy by rounding of the gradients", "loss": "Training loss"}
 TEXT = (
     "The same network from the same start, its products in float32 or with all operands in 4 bits: "
     "activations and weights as integers, gradients as powers of two (LUQ). In `nearest` the "
     "gradients are rounded to the nearest power of two, which loses what is smaller than half of "
-    "the smallest; in `no_underflow` only that; `luq` rounds them stochastically, so that they are "
+    "the smallest, in `no_underflow` only that; `luq` rounds them stochastically, so that they are "
     "right on average; `luq_smp2` takes the mean of two such roundings for the gradient of the "
-    "weights. The first and the last layer stay in float32."
+    "weights. The first and the last layer stay in float32, but for the modes with `_all`."
 )
 
 
@@ -48,7 +50,18 @@ class Settings:
     """A residual network of 3 x 3 convolutions without normalisation, trained by Adam."""
 
     modes: Annotated[
-        tuple[Literal["float32", "luq", "luq_smp2", "no_underflow", "nearest"], ...],
+        tuple[
+            Literal[
+                "float32",
+                "luq",
+                "luq_smp2",
+                "nearest",
+                "luq_all",
+                "no_underflow_all",
+                "nearest_all",
+            ],
+            ...,
+        ],
         Field(min_length=1),
     ] = tuple(MODES)  # pyright: ignore[reportAssignmentType]
     data: Literal["fashion_mnist_sample", "fashion_mnist", "mnist"] = "fashion_mnist_sample"
@@ -107,7 +120,7 @@ def measure(settings: Settings, seed: int, case: Mapping[str, Any]) -> dict[str,
     network = Convnet(settings.width, settings.blocks, classes, rngs=nnx.Rngs(case["seed"]))
     mode = MODES[case["mode"]]
     if mode is not None:
-        network = quantize_products(network, mode)
+        network = quantize_products(network, mode, first_and_last=case["mode"].endswith("_all"))
     graphdef, params, rest = nnx.split(network, nnx.Param, ...)
     batches = len(images) // settings.batch
     if not batches:

@@ -91,7 +91,7 @@ def _find(rule: str, fmt: Format) -> Callable[[Array, Array], Array] | None:
     """The rule for a format, as a function of numbers and where they are finite; None: absmax."""
     if rule == "absmax":
         return None
-    if found := _PERCENTILE.fullmatch(rule):
+    if found := _PERCENTILE.fullmatch(str(rule)):
         p = float(found[1])
         if not 0 < p <= 100:
             raise ValueError(

@@ -5,6 +5,7 @@ How a scale is found from them belongs to `scaling` and `clipping`, what it mean
 """
 
 import dataclasses
+import difflib
 import math
 import re
 from typing import cast
@@ -37,6 +38,13 @@ class Granularity:
     block: tuple[int, ...] | int | None = None
 
     def __post_init__(self) -> None:
+        for name, given in (("axis", self.axis), ("block", self.block)):
+            numbers = given if isinstance(given, tuple) else (given,)
+            if given is not None and not all(isinstance(n, int) for n in numbers):
+                raise ValueError(
+                    f"Granularity: {name} is {given!r}; it must be a whole number, a tuple of "
+                    "them, or None."
+                )
         axis = (self.axis,) if isinstance(self.axis, int) else self.axis
         block = self.block
         if isinstance(block, int):
@@ -79,7 +87,12 @@ class Granularity:
         if isinstance(name, str) and (found := _NAMED.fullmatch(name)):
             group, rows, columns = found.groups()
             return cls(-1, int(group)) if group else cls((-2, -1), (int(rows), int(columns)))
-        raise ValueError(f"granularity is {name!r}; choose {NAMES}, or give a Granularity.")
+        known = ("tensor", "channel", "token", "group32", "block16x16")
+        near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.0)[0]
+        raise ValueError(
+            f"granularity is {name!r}; the nearest is {near!r}: choose {NAMES}, or give a "
+            "Granularity."
+        )
 
     def blocks(self, shape: tuple[int, ...]) -> dict[int, int]:
         """The axes of an array of this shape along which numbers share a scale, and how many do.
@@ -91,6 +104,11 @@ class Granularity:
         if self.axis is None:
             return dict(enumerate(shape))
         axes, given = cast("_Axes", self.axis), cast("_Axes | None", self.block)
+        if not n:
+            raise ValueError(
+                f"axis={_plain(axes)} does not fit a single number, which has no axes: give an "
+                "array of one or more."
+            )
         if any(not -n <= a < n for a in axes) or len({a % n for a in axes}) < len(axes):
             raise ValueError(
                 f"axis={_plain(axes)} does not fit an array of shape {shape}: name different axes "

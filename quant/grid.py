@@ -136,6 +136,7 @@ class Format(ABC):
             ValueError: for a wrong setting or dtype, a missing key, or a NaN that has no code.
                 Under `jit` such a NaN cannot be seen, and becomes 0.
         """
+        x = jnp.asarray(x)
         check_input("encode", x, self, rounding, overflow, key)
         return _encode(x, self, rounding, overflow, key)
 
@@ -157,6 +158,13 @@ def _encode(x: Array, fmt: Format, rounding: str, overflow: str, key: Array | No
 @functools.partial(jax.jit, static_argnames=("fmt", "dtype"))
 def _decode(codes: Array, fmt: Format, dtype: np.dtype) -> Array:
     return fmt._decode(codes.astype(jnp.uint32) & jnp.uint32(2**fmt.bits - 1), dtype)
+
+
+def check_whole(who: str, **numbers: Any) -> None:
+    """Refuses settings of a format that are not whole numbers, in the name of `who`."""
+    for name, value in numbers.items():
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise ValueError(f"{who}: {name} must be a whole number; got {value!r}.")
 
 
 def check_input(

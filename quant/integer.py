@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, UInt
 
-from .grid import Format
+from .grid import Format, check_whole
 from .minifloat import narrow, widen
 from .rounding import kept_above_zero, round_to_integer
 
@@ -91,7 +91,7 @@ class Integer(_TwosComplement):
     | `full` | 2^(b-1) | -2^(b-1) .. 2^(b-1) - 1 (a positive max abs loses half a step or more) |
 
     Args:
-        bits: b, 1 to 16; `narrow` needs 2.
+        bits: b, 2 to 16; `full` has 1 as well.
         range: one of the three.
 
     Raises:
@@ -109,10 +109,12 @@ class Integer(_TwosComplement):
             raise ValueError(
                 f"Integer({self.bits}, {self.range!r}): range must be one of {', '.join(RANGES)}."
             )
-        least = 2 if self.range == "narrow" else 1
+        check_whole(f"Integer({self.bits!r})", bits=self.bits)
+        least = 1 if self.range == "full" else 2
         if not least <= self.bits <= 16:
             raise ValueError(
-                f"Integer({self.bits}, {self.range!r}): bits must be from {least} to 16."
+                f"Integer({self.bits}, {self.range!r}): bits must be from {least} to 16; of one "
+                "bit there are int1_full, with -1 and 0, and binary, with -1 and 1."
             )
 
     @property
@@ -164,6 +166,11 @@ class FixedPoint(_TwosComplement):
     bits: int = dataclasses.field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        check_whole(
+            f"FixedPoint({self.word_length!r}, {self.fraction_length!r})",
+            word_length=self.word_length,
+            fraction_length=self.fraction_length,
+        )
         least = 2 if self.symmetric else 1
         if not (least <= self.word_length <= 16 and abs(self.fraction_length) <= 64):
             raise ValueError(
@@ -218,6 +225,7 @@ class AsymmetricInteger(Format):
     bits: int
 
     def __post_init__(self) -> None:
+        check_whole(f"AsymmetricInteger({self.bits!r})", bits=self.bits)
         if not 1 <= self.bits <= 16:
             raise ValueError(f"AsymmetricInteger({self.bits}): bits must be from 1 to 16.")
 

@@ -16,7 +16,7 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, UInt
 
-from .grid import Format
+from .grid import Format, check_whole
 from .rounding import DIRECTED, round_to_integer, rounds_up
 
 SPECIALS = ("ieee", "fn", "fnuz", "none")
@@ -73,6 +73,7 @@ class Minifloat(Format):
     def __post_init__(self) -> None:
         e, m = self.exponent_bits, self.mantissa_bits
         who = f"Minifloat({e}, {m}, {self.bias}, {self.specials!r})"
+        check_whole(who, exponent_bits=e, mantissa_bits=m, bias=self.bias)
         if self.specials not in SPECIALS:
             raise ValueError(f"{who}: specials must be one of {', '.join(SPECIALS)}.")
         if e < 1 or m < 0:

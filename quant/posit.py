@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray, UInt
 
-from .grid import Format
+from .grid import Format, check_whole
 from .tables import Table
 
 _NAME = re.compile(r"posit(\d+)")
@@ -45,6 +45,7 @@ class Posit(Table):
     bits: int
 
     def __post_init__(self) -> None:
+        check_whole(f"Posit({self.bits!r})", bits=self.bits)
         if not 3 <= self.bits <= 16:
             raise ValueError(f"Posit({self.bits}): bits must be from 3 to 16.")
 

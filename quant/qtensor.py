@@ -77,7 +77,13 @@ class QTensor:
         >>> QTensor.from_dense(jnp.ones((4, 64)), "int4", "group32").bits_per_weight
         5.0
         """
-        w = jnp.asarray(w)
+        w, fmt = jnp.asarray(w), parse(fmt)
+        if isinstance(fmt, BlockFormat) and granularity in ("tensor", "channel"):
+            raise ValueError(
+                f"QTensor.from_dense({fmt.name}): granularity is {granularity!r}, but {fmt.name} "
+                f"brings blocks of {fmt.block}: leave granularity out, or choose group<k> or "
+                "block<r>x<c> for others."
+            )
         if granularity is None:
             axis = block = None
         else:

@@ -25,6 +25,8 @@ def check_rounding(who: str, rounding: str, key: PRNGKeyArray | None) -> None:
             f"{who}: rounding='stochastic' draws random numbers and found key=None; "
             "pass key=jax.random.key(seed), a new one for each call."
         )
+    if rounding == "stochastic" and not hasattr(key, "dtype"):
+        raise ValueError(f"{who}: key={key!r} is no random key; pass key=jax.random.key(seed).")
 
 
 def random_bits(

@@ -19,7 +19,9 @@ from .few import RULES
 from .granularity import Granularity
 from .grid import Format
 from .integer import AsymmetricInteger
+from .rounding import DIRECTED, kept_above_zero
 from .scaling import absmax_scale, in_units, to_units
+from .tables import Table
 
 
 class Scale(NamedTuple):
@@ -79,7 +81,7 @@ def encode_blocks(
     key: PRNGKeyArray | None,
 ) -> UInt[Array, "*dims"]:
     """Codes, as uint32."""
-    r = _to_units(x, fmt, scale)
+    r = _to_units(x, fmt, scale, rounding)
     if isinstance(fmt, AsymmetricInteger):
         return fmt.encode_around(r, _zero(scale, r), rounding, key)
     return fmt._encode(r, rounding, overflow, key)
@@ -105,7 +107,7 @@ def round_blocks(
     key: PRNGKeyArray | None,
 ) -> tuple[Float[Array, "*dims"], Bool[Array, "*dims"]]:
     """The numbers that the codes stand for, and where x lies in the range of the format."""
-    r = _to_units(x, fmt, scale)
+    r = _to_units(x, fmt, scale, rounding)
     if isinstance(fmt, AsymmetricInteger):
         zero = _zero(scale, r)
         codes = fmt.encode_around(r, zero, rounding, key)
@@ -114,11 +116,17 @@ def round_blocks(
     return _from_units(fmt._round(r, rounding, overflow, key), fmt, scale), fmt.inside(r)
 
 
-def _to_units(x: Array, fmt: Format, scale: Scale) -> Array:
+def _to_units(x: Array, fmt: Format, scale: Scale, rounding: str) -> Array:
     if isinstance(fmt, BlockFormat):
         return fmt.to_units(x, scale.unit, scale.tensor)
     divisor = scale.unit if scale.divisor is None else scale.divisor
-    return to_units(x, divisor)
+    r = to_units(x, divisor)
+    asks_for_sign = rounding in DIRECTED or isinstance(fmt, Table)
+    if not asks_for_sign or fmt.smallest < 2.0**-50:
+        return r
+    # a subnormal x keeps its sign, whether the quotient of compiled code is 0 or not
+    magnitude = kept_above_zero(r, x, DIRECTED[0])
+    return jnp.where(jnp.isnan(x), x, jnp.where(jnp.signbit(x), -magnitude, magnitude))
 
 
 def _from_units(values: Array, fmt: Format, scale: Scale) -> Array:

@@ -31,7 +31,6 @@ MODES: dict[str, luq.LUQ | None] = {
     "luq_smp2": luq.LUQ(samples=2),
     "nearest": luq.LUQ(rounding="nearest_even"),
     "luq_all": luq.LUQ(),
-    "no_underflow_all": luq.LUQ(rounding="no_underflow"),
     "nearest_all": luq.LUQ(rounding="nearest_even"),
 }
 TITLES = {"accuracy": "Test accuracy by rounding of the gradients", "loss": "Training loss"}
@@ -39,7 +38,7 @@ TEXT = (
     "The same network from the same start, its products in float32 or with all operands in 4 bits: "
     "activations and weights as integers, gradients as powers of two (LUQ). In `nearest` the "
     "gradients are rounded to the nearest power of two, which loses what is smaller than half of "
-    "the smallest, in `no_underflow` only that; `luq` rounds them stochastically, so that they are "
+    "the smallest; `luq` rounds them stochastically, so that they are "
     "right on average; `luq_smp2` takes the mean of two such roundings for the gradient of the "
     "weights. The first and the last layer stay in float32, but for the modes with `_all`."
 )

@@ -117,6 +117,8 @@ def test_integer_edges():
     ("make", "message"),
     [
         (lambda: Integer(0), "bits must be from 2 to 16"),
+        (lambda: Integer("4"), "bits must be a whole number; got '4'"),
+        (lambda: FixedPoint(8, 4.5), "fraction_length must be a whole number; got 4.5"),
         (lambda: Integer(1), "bits must be from 2 to 16"),
         (lambda: Integer(17, "full"), "bits must be from 1 to 16"),
         (lambda: Integer(8, "wide"), "one of narrow, full, half"),

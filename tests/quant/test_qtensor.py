@@ -111,6 +111,8 @@ def test_it_is_a_pytree_for_jit_vmap_and_products():
 def test_what_is_refused():
     with pytest.raises(ValueError, match=r"encode\(e4m3fn\): scale is 'mse', but"):
         encode(X, "e4m3fn", scale="mse")
+    with pytest.raises(ValueError, match=r"granularity is 'tensor', but mxfp4 brings blocks of 32"):
+        QTensor.from_dense(X, "mxfp4", "tensor")
     with pytest.raises(ValueError, match="int4_asymmetric finds its scales by its own"):
         encode(X, "int4_asymmetric", scale="mse")
     with pytest.raises(ValueError, match=r"encode\(int4\).*key=None"):

@@ -162,7 +162,28 @@ def test_unknown_names_propose_the_nearest(name, near):
         parse(name)
 
 
-@pytest.mark.parametrize("name", ["int0", "int99", "fixed99.1", "fixed8.400", "e9m9", "e0m3"])
+@pytest.mark.parametrize(
+    "name", ["int0", "int1", "int1_half", "int99", "fixed99.1", "fixed8.400", "e9m9", "e0m3"]
+)
 def test_names_of_impossible_formats(name):
     with pytest.raises(ValueError, match=r"Integer\(|FixedPoint\(|Minifloat\("):
         parse(name)
+
+
+@pytest.mark.parametrize("shape", [(32,), (4, 32)])
+@pytest.mark.parametrize("name", ["int4", "nf4", "log4", "binary"])
+def test_subnormal_numbers_keep_their_sign_in_units_of_a_scale(name, shape):
+    """Compiled quotients may take them for 0; the answer must not depend on shape or compiler."""
+    x = np.zeros(shape, np.float32)
+    x.flat[0], x.flat[1], x.flat[-1] = 1e-45, -1e-45, 3e38
+    x = jnp.asarray(x)
+    for rounding in ("up", "down", "nearest_even"):
+        one = np.asarray(quantize(x, name, rounding=rounding)).ravel()[:2]
+        with jax.disable_jit():
+            other = np.asarray(quantize(x, name, rounding=rounding)).ravel()[:2]
+        np.testing.assert_array_equal(one, other)
+        if name == "binary":
+            expected = {"up": [1, 1], "down": [-1, -1], "nearest_even": [1, -1]}[rounding]
+        else:
+            expected = {"up": [1, 0], "down": [0, -1], "nearest_even": [0, 0]}[rounding]
+        np.testing.assert_array_equal(np.sign(one), expected)

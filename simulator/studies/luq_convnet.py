@@ -56,7 +56,6 @@ class Settings:
                 "luq_smp2",
                 "nearest",
                 "luq_all",
-                "no_underflow_all",
                 "nearest_all",
             ],
             ...,

@@ -85,7 +85,7 @@ def test_arrays_without_numbers_or_axes():
         (lambda x: quantize(x, "int4", block=(2, 2)), "say with axis=... along which axes"),
         (lambda x: quantize(x, "int4", axis=()), "name at least one axis"),
         (lambda x: quantize(x[0, 0, 0], "mxfp4"), "does not fit a single number"),
-        (lambda x: Granularity.parse("grp32", 2), "granularity is 'grp32'; the nearest is 'group32'"),
+        (lambda x: Granularity.parse("grp32", 2), "is 'grp32'; the nearest is 'group32'"),
     ],
 )  # fmt: skip
 def test_what_does_not_fit(make, message):

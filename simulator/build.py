@@ -198,7 +198,10 @@ def make_network(
         try:
             network = quantize_products(network, first_and_last=settings.products == "luq_all")
         except ValueError as error:
-            raise ValueError(f'network.products = "luq": {error}; that is "luq_all"') from None
+            raise ValueError(
+                'network.products = "luq": the network has no layer but the first and the last to '
+                'quantize; add one to network.hidden, or choose "luq_all", which takes these too'
+            ) from error
     if not settings.state_formats:
         return network
     try:

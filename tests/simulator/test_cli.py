@@ -257,6 +257,13 @@ def test_a_run_directory_that_cannot_be_used_is_refused(experiment, whole, tmp_p
         ("train.batch=41", "train.batch = 41 is more than the 40 training samples"),
         ("network.surrogate=box", "network.surrogate: there is no surrogate"),
         ("train.loss=cross_entropi", "did you mean cross_entropy"),
+        ('network.state_formats={mem = "e5m2"}', "has no state 'mem'; it has membrane"),
+        (
+            'network.state_formats={membrane = "int8"}',
+            "state_formats(membrane='int8'): int8 takes its scale",
+        ),
+        ("rule.trace_format=int8", "rule.trace_format = 'int8': int8 takes its scale"),
+        ("network.products=luq", 'first_and_last=True; that is "luq_all"'),
     ],
 )
 def test_what_does_not_fit_is_said_before_a_run_exists(

@@ -260,10 +260,10 @@ def test_a_run_directory_that_cannot_be_used_is_refused(experiment, whole, tmp_p
         ('network.state_formats={mem = "e5m2"}', "has no state 'mem'; it has membrane"),
         (
             'network.state_formats={membrane = "int8"}',
-            "state_formats(membrane='int8'): int8 takes its scale",
+            "int8 takes its scale",
         ),
         ("rule.trace_format=int8", "rule.trace_format = 'int8': int8 takes its scale"),
-        ("network.products=luq", 'first_and_last=True; that is "luq_all"'),
+        ("network.products=luq", 'or choose "luq_all", which takes these too'),
     ],
 )
 def test_what_does_not_fit_is_said_before_a_run_exists(

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+collect_ignore_glob = ["triton_*.py"]  # scripts, which import each other as such
+
 
 @pytest.fixture
 def triton_script():

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from spikebit.quant import FixedPoint, Integer, parse, quantize
+from spikebit.quant.grid import check_whole
 
 FIXED = ["fixed8.4", "fixed12.6", "fixed16.15", "fixed8.-3", "fixed6.20", "fixed1.0"]
 FIXED += ["fixed8.4_symmetric"]
@@ -117,8 +118,8 @@ def test_integer_edges():
     ("make", "message"),
     [
         (lambda: Integer(0), "bits must be from 2 to 16"),
-        (lambda: Integer("4"), "bits must be a whole number; got '4'"),
-        (lambda: FixedPoint(8, 4.5), "fraction_length must be a whole number; got 4.5"),
+        (lambda: check_whole("X", bits="4"), "X: bits must be a whole number; got '4'"),
+        (lambda: check_whole("X", bits=True), "X: bits must be a whole number; got True"),
         (lambda: Integer(1), "bits must be from 2 to 16"),
         (lambda: Integer(17, "full"), "bits must be from 1 to 16"),
         (lambda: Integer(8, "wide"), "one of narrow, full, half"),

@@ -7,6 +7,7 @@ bring tables of their own.
 import dataclasses
 import functools
 import statistics
+from abc import abstractmethod
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -33,9 +34,9 @@ class Grid(NamedTuple):
 class Table(Format):
     """A format whose finite values are listed; what a family says is `entries`."""
 
+    @abstractmethod
     def entries(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The values, ascending, their codes, and the middles of the gaps, in float64."""
-        raise NotImplementedError
 
     @property
     def max(self) -> float:

@@ -12,11 +12,16 @@ from .format_cost import format_cost, sequence_losses
 from .noise import with_new_noise
 from .ostl import ostl
 from .rule import LearningRule, RuleOutput, parameters, run_sequence
+from .stdp import PairSTDP, TripletSTDP, apply_update, bounded_update
 from .synaptic_trace import dead_band, decayed_trace
 
 __all__ = [
     "LearningRule",
+    "PairSTDP",
     "RuleOutput",
+    "TripletSTDP",
+    "apply_update",
+    "bounded_update",
     "bptt",
     "compare",
     "cosine",

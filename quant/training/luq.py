@@ -43,6 +43,8 @@ class LUQ:
             below the smallest magnitude.
         samples: independent roundings of delta whose mean goes into the gradient of W (SMP); its
             variance falls with their number.
+        power_of_two: the magnitude that goes to the largest value is rounded up to a power of two,
+            so that all values are powers of two and a product needs no multiplication.
         c1: coefficient of the root mean square in `sawb_clip`.
         c2: coefficient of the mean magnitude.
 
@@ -59,6 +61,7 @@ class LUQ:
     gradients: str | None = "log4"
     rounding: str = "stochastic"
     samples: int = 1
+    power_of_two: bool = False
     c1: float = 12.1
     c2: float = 12.2
 
@@ -116,6 +119,8 @@ def quantize_gradient(
     fmt = parse(luq.gradients)
     largest = absmax(delta)
     top = jnp.where(maximum > 0, maximum, largest).astype(delta.dtype)
+    if luq.power_of_two:
+        top = _power_of_two_above(top)
     delta = jnp.clip(delta, -top, top)
     # the largest magnitude decides the scale, so it is put beside the numbers where it is not there
     wide = jnp.concatenate([delta.reshape(-1), top[None]])
@@ -126,6 +131,13 @@ def quantize_gradient(
         smallest = top * (fmt.smallest / fmt.max)
         rounded = jnp.where(jnp.abs(wide) < smallest, quantize(wide, fmt), rounded)
     return rounded[:-1].reshape(delta.shape)
+
+
+def _power_of_two_above(x: Float[Array, ""]) -> Float[Array, ""]:
+    """The least power of two that is not smaller, or the largest there is."""
+    significand, exponent = jnp.frexp(x)  # the significand is in [1/2, 1)
+    exponent = jnp.minimum(exponent, jnp.finfo(x.dtype).maxexp - 1)
+    return jnp.where(significand == 0.5, x, jnp.ldexp(jnp.sign(x), exponent))
 
 
 def luq_product(

@@ -18,29 +18,44 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from ...quant.training import luq
-from ...quant.training.products import quantize_products, with_noise
+from ...quant.training.products import Maximum, quantize_products, with_noise
 from ..data import load
 from ..experiment import STRICT, Count, Positive
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-MODES: dict[str, luq.LUQ | None] = {
-    "float32": None,
-    "luq": luq.LUQ(),
-    "luq_smp2": luq.LUQ(samples=2),
-    "nearest": luq.LUQ(rounding="nearest_even"),
-    "luq_all": luq.LUQ(),
-    "nearest_all": luq.LUQ(rounding="nearest_even"),
+
+class Mode(NamedTuple):
+    """What the products are rounded to, and what is done beside."""
+
+    products: luq.LUQ | None = None
+    all_layers: bool = False
+    hindsight: bool = False  # the largest gradient is foretold from earlier steps
+    tune: bool = False  # an epoch at the end in which only the weights have 4 bits
+
+
+NEAREST = luq.LUQ(rounding="nearest_even")
+MODES = {
+    "float32": Mode(),
+    "luq": Mode(luq.LUQ()),
+    "nearest": Mode(NEAREST),
+    "luq_all": Mode(luq.LUQ(), all_layers=True),
+    "luq_all_smp2": Mode(luq.LUQ(samples=2), all_layers=True),
+    "luq_all_hindsight": Mode(luq.LUQ(), all_layers=True, hindsight=True),
+    "luq_all_fnt": Mode(luq.LUQ(), all_layers=True, tune=True),
+    "nearest_all": Mode(NEAREST, all_layers=True),
 }
 TITLES = {"accuracy": "Test accuracy by rounding of the gradients", "loss": "Training loss"}
 TEXT = (
     "The same network from the same start, its products in float32 or with all operands in 4 bits: "
     "activations and weights as integers, gradients as powers of two (LUQ). In `nearest` the "
     "gradients are rounded to the nearest power of two, which loses what is smaller than half of "
-    "the smallest; `luq` rounds them stochastically, so that they are "
-    "right on average; `luq_smp2` takes the mean of two such roundings for the gradient of the "
-    "weights. The first and the last layer stay in float32, but for the modes with `_all`."
+    "the smallest; `luq` rounds them stochastically, so that they are right on average. The first "
+    "and the last layer stay in float32, but for the modes with `_all`, which are in 4 bits from "
+    "end to end. `smp2` takes the mean of two roundings for the gradient of the weights, "
+    "`hindsight` knows the scale of a gradient before it comes, `fnt` ends with one more epoch in "
+    "which only the weights have 4 bits."
 )
 
 
@@ -53,9 +68,11 @@ class Settings:
             Literal[
                 "float32",
                 "luq",
-                "luq_smp2",
                 "nearest",
                 "luq_all",
+                "luq_all_smp2",
+                "luq_all_hindsight",
+                "luq_all_fnt",
                 "nearest_all",
             ],
             ...,
@@ -101,6 +118,7 @@ class Convnet(nnx.Module):
 
 class _State(NamedTuple):
     params: PyTree
+    maxima: PyTree
     optimizer: PyTree
 
 
@@ -115,60 +133,84 @@ def measure(settings: Settings, seed: int, case: Mapping[str, Any]) -> dict[str,
     """Trains one network: its test accuracy, and the training loss of each epoch."""
     del seed  # that of the case counts from it
     (images, labels), (test_images, test_labels), classes = _data(settings)
-    network = Convnet(settings.width, settings.blocks, classes, rngs=nnx.Rngs(case["seed"]))
-    mode = MODES[case["mode"]]
-    if mode is not None:
-        network = quantize_products(network, mode, first_and_last=case["mode"].endswith("_all"))
-    graphdef, params, rest = nnx.split(network, nnx.Param, ...)
-    batches = len(images) // settings.batch
-    if not batches:
+    if len(images) < settings.batch:
         raise ValueError(
             f"study.batch = {settings.batch} is more than the {len(images)} training images"
         )
-    tx = optax.adam(
-        optax.cosine_decay_schedule(settings.learning_rate, settings.epochs * batches, 0.02)
-    )
+    mode, high = MODES[case["mode"]], settings.learning_rate
+    low, batches = settings.learning_rate * 0.02, len(images) // settings.batch
+    network = Convnet(settings.width, settings.blocks, classes, rngs=nnx.Rngs(case["seed"]))
+    falling = optax.cosine_decay_schedule(high, settings.epochs * batches, low / high)
+    key, ends = jax.random.fold_in(jax.random.key(case["seed"]), 1), mode.all_layers
+    trained = network
+    if mode.products is not None:
+        trained = quantize_products(network, mode.products, first_and_last=ends)
+    losses = _train(trained, settings, images, labels, key, falling, settings.epochs, mode)
+    if mode.tune:
+        weights_only = luq.LUQ(activations=None, gradients=None)
+        tuned = quantize_products(network, weights_only, first_and_last=ends)
+        nnx.update(tuned, nnx.state(trained, nnx.Param))
+        trained, key = tuned, jax.random.fold_in(key, settings.epochs)
+        rising = luq.fine_tuning_schedule(low, high, max(batches, 2))
+        losses += _train(trained, settings, images, labels, key, rising, 1, mode)
+    if not np.isfinite(losses).all():
+        raise ValueError(
+            f"the training of {case['mode']} diverged: choose a smaller study.learning_rate"
+        )
+    graphdef, state = nnx.split(trained)
 
-    def loss(params: PyTree, key: PRNGKeyArray, x: Array, y: Array) -> Array:
-        logits = with_noise(nnx.merge(graphdef, params, rest), key)(x)
+    @jax.jit
+    def correct(state: PyTree, x: Array, y: Array) -> Array:
+        return (nnx.merge(graphdef, state)(x).argmax(-1) == y).mean()
+
+    return {
+        "test_accuracy": float(correct(state, test_images, test_labels)),
+        "train_loss": losses,
+    }
+
+
+def _train(
+    network: Any,
+    settings: Settings,
+    images: Array,
+    labels: Array,
+    key: PRNGKeyArray,
+    learning_rate: optax.Schedule,
+    epochs: int,
+    mode: Mode,
+) -> list[float]:
+    """Changes the parameters of the network; the mean loss of each epoch."""
+    graphdef, params, maxima, rest = nnx.split(network, nnx.Param, Maximum, ...)
+    tx, batches = optax.adam(learning_rate), len(images) // settings.batch
+
+    def loss(params: PyTree, maxima: PyTree, key: PRNGKeyArray, x: Array, y: Array) -> Array:
+        logits = with_noise(nnx.merge(graphdef, params, maxima, rest), key)(x)
         return optax.softmax_cross_entropy_with_integer_labels(logits, y).mean()
 
     @jax.jit
     def step(state: _State, index: Array, noise: PRNGKeyArray) -> tuple[_State, Array]:
         x, y = images[index], labels[index]
-        value, grads = jax.value_and_grad(loss)(state.params, noise, x, y)
+        value, (grads, seen) = jax.value_and_grad(loss, (0, 1))(
+            state.params, state.maxima, noise, x, y
+        )
+        maxima = state.maxima
+        if mode.hindsight:
+            maxima = jax.tree.map(luq.in_hindsight, maxima, seen)
         updates, optimizer = tx.update(grads, state.optimizer, state.params)
-        return _State(optax.apply_updates(state.params, updates), optimizer), value
+        return _State(optax.apply_updates(state.params, updates), maxima, optimizer), value
 
+    state, losses = _State(params, maxima, tx.init(params)), []
     # not a scan: on CPUs convolutions take several times longer inside a compiled loop
-    def epoch(state: _State, key: PRNGKeyArray) -> tuple[_State, float]:
-        order_key, noise_key = jax.random.split(key)
+    for epoch in range(epochs):
+        order_key, noise_key = jax.random.split(jax.random.fold_in(key, epoch))
         order = jax.random.permutation(order_key, len(images))[: batches * settings.batch]
         values = []
         for i, index in enumerate(order.reshape(batches, settings.batch)):
             state, value = step(state, index, jax.random.fold_in(noise_key, i))
             values.append(value)
-        return state, float(jnp.stack(values).mean())
-
-    @jax.jit
-    def correct(params: PyTree, x: Array, y: Array) -> Array:
-        return (nnx.merge(graphdef, params, rest)(x).argmax(-1) == y).mean()
-
-    state, losses = _State(params, tx.init(params)), []
-    for i in range(settings.epochs):
-        state, value = epoch(state, jax.random.fold_in(_key(case), i))
-        losses.append(value)
-    if not np.isfinite(losses).all():
-        raise ValueError(
-            f"the training of {case['mode']} diverged: choose a smaller study.learning_rate"
-        )
-    accuracy = float(correct(state.params, test_images, test_labels))
-    return {"test_accuracy": accuracy, "train_loss": losses}
-
-
-def _key(case: Mapping[str, Any]) -> PRNGKeyArray:
-    """The same order of images for all modes of a seed."""
-    return jax.random.fold_in(jax.random.key(case["seed"]), 1)
+        losses.append(float(jnp.stack(values).mean()))
+    nnx.update(network, state.params, state.maxima)
+    return losses
 
 
 @functools.lru_cache(maxsize=1)
@@ -208,7 +250,7 @@ def pictures(settings: Settings, rows: Sequence[Mapping[str, Any]]) -> "dict[str
         accuracy.plot([i - 0.25, i + 0.25], [100 * np.mean(found)] * 2, color=colour, lw=2)
         curves = np.array([row["train_loss"] for row in rows if row["mode"] == mode])
         loss.plot(range(1, curves.shape[1] + 1), curves.mean(0), color=colour, label=mode)
-    accuracy.set_xticks(range(len(modes)), modes)
+    accuracy.set_xticks(range(len(modes)), [m.replace("_", "\n") for m in modes])
     accuracy.set(ylabel="test accuracy [%]")
     accuracy.grid(alpha=0.3, axis="y")
     loss.set(xlabel="epoch", ylabel="training loss", yscale="log")

@@ -71,6 +71,23 @@ def test_scaling_by_a_power_of_two_scales_the_result():
     np.testing.assert_array_equal(one, np.asarray(other) * 2.0**20)
 
 
+def test_the_scale_can_be_a_power_of_two():
+    luq = L.LUQ(power_of_two=True)
+    for largest, top in ((5.0, 8.0), (4.0, 4.0), (0.3, 0.5), (3e38, 2.0**127), (1e-3, 2.0**-9)):
+        x = jnp.asarray([largest, -largest / 3, largest / 200, 0.0], jnp.float32)
+        keys = jax.random.split(jax.random.key(1), 4000)
+        q = np.asarray(jax.vmap(lambda k, x=x: L.quantize_gradient(x, luq, k))(keys), np.float64)
+        mantissas, exponents = np.frexp(np.abs(q[q != 0]))
+        assert set(mantissas) == {0.5}
+        assert {top / 2, top} >= set(np.abs(q[:, 0]))
+        assert exponents.min() >= np.log2(top) + 1 - 6
+        if top == 2.0**127:  # the largest power of two, so what lies above is cut
+            continue
+        z = (q.mean(0) - np.asarray(x, np.float64)) / np.maximum(q.std(0) / np.sqrt(4000), 1e-45)
+        assert np.abs(z).max() < 4.5
+    assert L.quantize_gradient(jnp.zeros(3), luq, jax.random.key(0)).tolist() == [0, 0, 0]
+
+
 def test_nearest_loses_what_is_small_and_no_underflow_only_that():
     smallest = float(jnp.abs(X).max()) * 2.0**-6
     nearest = np.asarray(L.quantize_gradient(X, L.LUQ(rounding="nearest_even"), None))

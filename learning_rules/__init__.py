@@ -9,17 +9,29 @@ from . import losses
 from .bptt import bptt
 from .compare import compare, cosine, relative_error
 from .format_cost import format_cost, sequence_losses
+from .homeostasis import (
+    SynapticScaling,
+    lateral_inhibition,
+    normalised,
+    threshold_change,
+    winner_takes_all,
+)
 from .noise import with_new_noise
 from .ostl import ostl
+from .reward_stdp import RewardSTDP
 from .rule import LearningRule, RuleOutput, parameters, run_sequence
 from .stdp import PairSTDP, TripletSTDP, apply_update, bounded_update
 from .synaptic_trace import dead_band, decayed_trace
+from .voltage_stdp import VoltageSTDP
 
 __all__ = [
     "LearningRule",
     "PairSTDP",
+    "RewardSTDP",
     "RuleOutput",
+    "SynapticScaling",
     "TripletSTDP",
+    "VoltageSTDP",
     "apply_update",
     "bounded_update",
     "bptt",
@@ -28,11 +40,15 @@ __all__ = [
     "dead_band",
     "decayed_trace",
     "format_cost",
+    "lateral_inhibition",
     "losses",
+    "normalised",
     "ostl",
     "parameters",
     "relative_error",
     "run_sequence",
     "sequence_losses",
+    "threshold_change",
+    "winner_takes_all",
     "with_new_noise",
 ]

@@ -12,6 +12,7 @@ from jax.extend import core
 from jaxtyping import Array
 
 _CONTRACTIONS = ("dot_general", "conv_general_dilated", "ragged_dot_general")
+_CALLS = {"custom_vjp_call": "call_jaxpr", "custom_jvp_call": "call_jaxpr", "remat2": "jaxpr"}
 
 
 def cut_products(step: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
@@ -53,11 +54,11 @@ def _evaluate(
             out, out_flags = _evaluate(inner.jaxpr, inner.consts, inputs, flags)
         else:
             out_flags = [any(flags)] * len(eqn.outvars)
-            if eqn.primitive.name in _CONTRACTIONS:
+            if eqn.primitive.name in _CONTRACTIONS or _is_product(eqn, flags):
                 inputs = [
                     jax.lax.stop_gradient(x) if f else x for x, f in zip(inputs, flags, strict=True)
                 ]
-                out_flags = [False]
+                out_flags = [False] * len(eqn.outvars)
             elif any(flags) and _has_contraction(eqn):
                 raise ValueError(
                     f"The cell hides a matrix product of its state inside `{eqn.primitive.name}`, "
@@ -70,6 +71,34 @@ def _evaluate(
             if flag:
                 marked[var] = True
     return [read(v) for v in jaxpr.outvars], [depends(v) for v in jaxpr.outvars]
+
+
+def _is_product(eqn: Any, flags: list[bool]) -> bool:
+    """Whether a call hands on what is marked through matrix products only (quantized products)."""
+    inner = eqn.params.get(_CALLS.get(eqn.primitive.name, ""))
+    if inner is None or not any(flags):
+        return False
+    jaxpr = getattr(inner, "jaxpr", inner)
+    return _has_contraction(eqn) and not any(_reached(jaxpr, flags))
+
+
+def _reached(jaxpr: core.Jaxpr, flags: list[bool]) -> list[bool]:
+    """Which outputs of a jaxpr depend on the marked inputs past its matrix products."""
+    marked = {v for v, flag in zip(jaxpr.invars, flags, strict=True) if flag}
+
+    def depends(atom: Any) -> bool:
+        return not isinstance(atom, core.Literal) and atom in marked
+
+    for eqn in jaxpr.eqns:
+        inputs = [depends(v) for v in eqn.invars]
+        inner = eqn.params.get("jaxpr") if eqn.primitive.name in ("jit", "pjit") else None
+        if inner is not None:
+            outputs = _reached(inner.jaxpr, inputs)
+        else:
+            cut = eqn.primitive.name in _CONTRACTIONS or _is_product(eqn, inputs)
+            outputs = [any(inputs) and not cut] * len(eqn.outvars)
+        marked |= {v for v, flag in zip(eqn.outvars, outputs, strict=True) if flag}
+    return [depends(v) for v in jaxpr.outvars]
 
 
 def _has_contraction(eqn: Any) -> bool:

@@ -4,6 +4,8 @@ from .. import __version__ as __version__
 from . import surrogate
 from .build import build
 from .data import Dataset, Split, load
+from .delay_learning import LearnedDelays, delay_updates, sigma_schedule
+from .delays import DelayedDense, DelayLine
 from .encoding import delta, direct, latency, poisson
 from .experiment import Experiment
 from .launch import resume, run
@@ -16,9 +18,12 @@ from .train import train
 __all__ = [
     "ALIFCell",
     "Dataset",
+    "DelayLine",
+    "DelayedDense",
     "Experiment",
     "LIFCell",
     "LeakyReadout",
+    "LearnedDelays",
     "Network",
     "Recording",
     "SNUCell",
@@ -26,6 +31,7 @@ __all__ = [
     "Split",
     "SynapticLIFCell",
     "build",
+    "delay_updates",
     "delta",
     "direct",
     "latency",
@@ -33,6 +39,7 @@ __all__ = [
     "poisson",
     "resume",
     "run",
+    "sigma_schedule",
     "simulate",
     "surrogate",
     "train",

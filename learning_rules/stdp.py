@@ -264,8 +264,10 @@ def bounded_update(
     """
     change = jnp.clip(delta, rule.w_min - weights, rule.w_max - weights)
     # those differences are rounded, so that W + (w_max - W) can end one step beyond w_max
-    change = jnp.where(weights + change > rule.w_max, jnp.nextafter(change, -jnp.inf), change)
-    return jnp.where(weights + change < rule.w_min, jnp.nextafter(change, jnp.inf), change)
+    at = jax.lax.stop_gradient(change)
+    back = jnp.where(weights + at > rule.w_max, jnp.nextafter(at, -jnp.inf) - at, 0)
+    forth = jnp.where(weights + at < rule.w_min, jnp.nextafter(at, jnp.inf) - at, 0)
+    return change + back + forth
 
 
 def advance(

@@ -157,19 +157,37 @@ def test_the_change_is_the_mean_over_the_batch():
     np.testing.assert_allclose(whole, singles.mean(0), atol=4 * EPS * 0.006)
 
 
-def test_updates_stay_within_the_bounds_to_the_last_bit():
-    rule = PairSTDP(w_min=-0.1, w_max=0.7)  # neither is a float32
-    weights = jax.random.uniform(jax.random.key(0), (4000,), minval=-0.1, maxval=0.7)
+@pytest.mark.parametrize("bounds", [(-0.1, 0.7), (-0.7, 0.1)])
+def test_updates_stay_within_the_bounds_to_the_last_bit(bounds):
+    """For bounds that are no float32 numbers, of which the sum w + (bound - w) goes beyond one."""
+    rule = PairSTDP(w_min=bounds[0], w_max=bounds[1])
+    low, high = np.float32(bounds)
+    weights = jnp.asarray(np.random.default_rng(0).uniform(low, high, 4000).astype(np.float32))
+    naive = weights + (low - weights), weights + (high - weights)
+    assert (naive[0] < low).any() or (naive[1] > high).any()
     for delta in (1.0, -1.0):
         new = weights + bounded_update(rule, weights, jnp.full_like(weights, delta))
-        assert float(new.min()) >= np.float32(-0.1)
-        assert float(new.max()) <= np.float32(0.7)
+        assert low <= new.min()
+        assert new.max() <= high
         ended = apply_update(rule, weights, jnp.full_like(weights, delta))
         np.testing.assert_allclose(new, ended, atol=EPS)
-    small = jax.random.normal(jax.random.key(1), (4000,)) * 1e-3
-    inside = (weights + small > -0.1) & (weights + small < 0.7)
+    small = jnp.asarray(np.random.default_rng(1).normal(0, 1e-3, 4000).astype(np.float32))
+    inside = (weights + small > low) & (weights + small < high)
     change = bounded_update(rule, weights, small)
     np.testing.assert_array_equal(change[inside], small[inside])
+
+
+def test_rules_and_bounds_have_derivatives():
+    """Of dW = A+ (1 - w) x, and of its part within the bounds: w + (1 - w) does not depend on w."""
+    rule = PairSTDP(a_plus=0.1, a_minus=0.0, dependence="multiplicative")
+    state, _ = rule.step(rule.init((1,), (1,)), jnp.ones((1, 1)), jnp.ones(1), jnp.zeros(1))
+
+    def change(w, scale):
+        delta = rule.step(state, w[None, None], jnp.zeros(1), jnp.ones(1))[1]
+        return bounded_update(rule, w[None, None], scale * delta)[0, 0]
+
+    slope = jax.jit(jax.vmap(jax.grad(change), (None, 0)))(jnp.array(0.4), jnp.array([1.0, 100.0]))
+    np.testing.assert_allclose(slope, [-0.1 * np.exp(-1 / 20), -1], rtol=4 * EPS)
 
 
 def run_in(memory, steps=60):

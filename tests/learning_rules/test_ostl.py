@@ -1,6 +1,6 @@
 """OSTL against BPTT, against BPTT with paths cut by hand, and against itself in other chunks."""
 
-from functools import partial
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -45,18 +45,11 @@ CELLS = [
     for r in (True, False)
 ] + [pytest.param(c, id=k) for k, c in FLAX.items()]
 
-SNU_AND_LSTM = [
-    pytest.param(partial(SNUCell, recurrent=True), id="snu"),
-    pytest.param(nnx.LSTMCell, id="lstm"),
-]
+RECURRENT_SNU = next(c.values[0] for c in CELLS if c.id == "snu recurrent")
+SNU_AND_LSTM = [pytest.param(RECURRENT_SNU, id="snu"), pytest.param(nnx.LSTMCell, id="lstm")]
 
 
-@pytest.fixture(autouse=True)
-def _compile_quickly(request):
-    """These tests compare mathematics and compile a lot; only the memory test needs XLA's best."""
-    jax.config.update("jax_disable_most_optimizations", "memory" not in request.node.name)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("compile_quickly")
 
 
 def make(*cells, dtype=jnp.float32):
@@ -109,10 +102,15 @@ def plain_bptt(network, xs, targets, loss=LOSS, cut=lambda carry: carry):
     return jax.jit(jax.grad(total))(params)
 
 
+@cache
+def bptt_of_one_layer(cell):
+    """BPTT of `make(cell)` on the usual data, which several tests compare with."""
+    return plain_bptt(make(cell), *make_data())
+
+
 @pytest.mark.parametrize("cell", CELLS)
 def test_one_layer_full_and_bptt_are_exact_for_every_leaf(cell):
-    network, data = make(cell), make_data()
-    exact = plain_bptt(network, *data)
+    network, data, exact = make(cell), make_data(), bptt_of_one_layer(cell)
     grads = gradient(rules.ostl(network, LOSS), network, data, 10)
     for name, error in errors(grads, exact).items():
         assert error <= 1e-5, name
@@ -137,7 +135,7 @@ def test_one_layer_full_is_exact_in_float64(cell):
 def test_rematerialised_bptt_is_plain_bptt(cell, remat):
     network, data = make(cell), make_data()
     grads = gradient(rules.bptt(network, LOSS, remat_every=remat), network, data)
-    assert max(errors(grads, plain_bptt(network, *data)).values()) <= 1e-5
+    assert max(errors(grads, bptt_of_one_layer(cell)).values()) <= 1e-5
 
 
 class CutProduct(nnx.Module):
@@ -166,11 +164,11 @@ def test_no_h_is_bptt_with_y_constant_in_the_recurrent_product(cell, monkeypatch
     assert max(errors(grads[1], exact).values()) <= 1e-5
 
 
-@pytest.mark.parametrize("chunk", [1, 10])
 @pytest.mark.parametrize("name", ["simple", "lstm", "gru"])
-def test_no_h_of_flax_cells_is_bptt_with_their_kernels_cut(name, chunk):
+def test_no_h_of_flax_cells_is_bptt_with_their_kernels_cut(name):
     network, data = make(FLAX[name]), make_data()
-    grads = gradient(rules.ostl(network, LOSS, scope="no_h"), network, data, chunk)
+    rule = rules.ostl(network, LOSS, scope="no_h")
+    grads = [gradient(rule, network, data, chunk)["layers"][0] for chunk in (1, 10)]
     cell = network.layers[0]
     hidden = {"simple": ["dense_h"], "lstm": ["hf", "hi", "hg", "ho"], "gru": ["dense_h"]}[name]
     for attribute in hidden:
@@ -179,7 +177,8 @@ def test_no_h_of_flax_cells_is_bptt_with_their_kernels_cut(name, chunk):
     cut = {**exact["layers"][0]}
     for attribute in hidden:  # one level deeper, for the wrapper
         cut[attribute] = cut[attribute]["dense"]
-    assert max(errors(grads["layers"][0], nnx.State(cut)).values()) <= 1e-5
+    assert max(errors(grads[0], nnx.State(cut)).values()) <= 1e-5
+    assert max(errors(grads[1], nnx.State(cut)).values()) <= 1e-5
 
 
 @pytest.mark.parametrize("chunk", [1, 50])
@@ -208,18 +207,19 @@ STACKS = {
 
 
 @pytest.mark.parametrize("stack", STACKS.values(), ids=STACKS)
-@pytest.mark.parametrize("chunk", [1, 5])
-def test_deep_stack_is_bptt_with_the_carries_above_stopped(stack, chunk):
+def test_deep_stack_is_bptt_with_the_carries_above_stopped(stack):
     network, data = make(*stack), make_data(steps=20)
-    grads = gradient(rules.ostl(network, LOSS), network, data, chunk)
+    rule = rules.ostl(network, LOSS)
+    grads = [gradient(rule, network, data, chunk) for chunk in (1, 5)]
     for layer in range(3):
 
         def stop_above(carry, layer=layer):
             return (*carry[: layer + 1], *jax.lax.stop_gradient(carry[layer + 1 :]))
 
-        exact = plain_bptt(network, *data, cut=stop_above)
-        worst = max(errors(grads["layers"][layer], exact["layers"][layer]).values())
-        assert worst <= 1e-5, f"layer {layer}"
+        exact = plain_bptt(network, *data, cut=stop_above)["layers"][layer]
+        for chunk, got in zip((1, 5), grads, strict=True):
+            worst = max(errors(got["layers"][layer], exact).values())
+            assert worst <= 1e-5, f"layer {layer}, chunk {chunk}"
 
 
 @pytest.mark.parametrize("stack", STACKS.values(), ids=STACKS)
@@ -289,9 +289,9 @@ def test_batch_is_the_mean_of_its_samples(scope):
     network, (xs, targets) = make(partial(SNUCell, recurrent=True)), make_data()
     rule = rules.ostl(network, LOSS, scope=scope)
     whole = gradient(rule, network, (xs, targets), 10)
-    singles = [
-        gradient(rule, network, (xs[:, i : i + 1], targets[:, i : i + 1]), 10) for i in range(BATCH)
-    ]
+    alone = jax.jit(lambda p, *d: rules.run_sequence(rule, p, *d, chunk=10).grads)
+    params = rules.parameters(network)
+    singles = [alone(params, xs[:, i : i + 1], targets[:, i : i + 1]) for i in range(BATCH)]
     mean = jax.tree.map(lambda *g: sum(g) / BATCH, *singles)
     assert max(errors(whole, mean).values()) <= 1e-5
 
@@ -305,11 +305,13 @@ def test_one_step_is_bptt_in_every_scope(cell, scope):
 
 
 @pytest.mark.parametrize("cell", SNU_AND_LSTM)
-@pytest.mark.parametrize("scope", ["full", "no_h"])
-def test_memory_does_not_grow_with_time(cell, scope):
-    """The scratch of the compiled gradient at T and 10 T, beside inputs and outputs of length T."""
+def test_memory_does_not_grow_with_time(cell):
+    """The scratch of the compiled gradient at T and 10 T, beside inputs and outputs of length T.
+
+    XLA lays out its scratch before it writes machine code, so compiling quickly changes it little.
+    """
     network = make(cell)
-    rule, params = rules.ostl(network, LOSS, scope=scope), rules.parameters(network)
+    params = rules.parameters(network)
 
     def scratch(rule, steps, chunk):
         xs = jax.ShapeDtypeStruct((steps, BATCH, N_IN), jnp.float32)
@@ -321,12 +323,13 @@ def test_memory_does_not_grow_with_time(cell, scope):
         compiled = jax.jit(run).lower(params, xs, targets).compile()
         return compiled.memory_analysis().temp_size_in_bytes
 
-    short, long = scratch(rule, 100, 5), scratch(rule, 1000, 5)
-    outputs = 4 * BATCH * N_OUT * 900  # a scan may keep the outputs it stacks
-    assert long - short <= 0.05 * short + outputs
-    assert scratch(rules.bptt(network, LOSS), 1000, None) > 5 * scratch(
-        rules.bptt(network, LOSS), 100, None
-    ), "the measure must see BPTT grow"
+    for scope in ("full", "no_h"):
+        rule = rules.ostl(network, LOSS, scope=scope)
+        short, long = scratch(rule, 100, 5), scratch(rule, 1000, 5)
+        outputs = 4 * BATCH * N_OUT * 900  # a scan may keep the outputs it stacks
+        assert long - short <= 0.05 * short + outputs, scope
+    bptt = rules.bptt(network, LOSS)
+    assert scratch(bptt, 1000, None) > 5 * scratch(bptt, 100, None), "the measure must see growth"
 
 
 def test_bad_settings_are_named():

@@ -40,12 +40,7 @@ CELLS = {
 }
 
 
-@pytest.fixture(autouse=True)
-def _compile_quickly():
-    """These tests compare mathematics and compile a lot."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("compile_quickly")
 
 
 def make(cell, formats=None, rounding="nearest_even"):

@@ -22,12 +22,7 @@ from spikebit.simulator.delay_learning import delay_kernel, rounded_kernel
 N_IN, N, LAGS, STEPS, BATCH = 3, 4, 7, 24, 2
 LOSS = rules.losses.squared_error
 
-
-@pytest.fixture(autouse=True)
-def _compile_quickly():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("compile_quickly")
 
 
 def inputs(seed=0, n=N_IN):

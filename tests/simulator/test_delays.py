@@ -12,12 +12,7 @@ from spikebit.simulator import DelayedDense, DelayLine, LIFCell, Network, delays
 N_IN, N, LAGS, STEPS, BATCH = 3, 4, 5, 24, 2
 LOSS = rules.losses.squared_error
 
-
-@pytest.fixture(autouse=True)
-def _compile_quickly():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("compile_quickly")
 
 
 def inputs(seed=0, n=N_IN, steps=STEPS):

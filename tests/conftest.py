@@ -4,6 +4,7 @@ import functools
 import os
 
 import jax
+import jax.numpy as jnp
 import pytest
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
@@ -32,11 +33,18 @@ def quick_options():
 
 @pytest.fixture
 def compile_quickly(monkeypatch):
-    """For tests that compare mathematics within a tolerance, compile a lot and compute little.
+    """For tests that compile a lot, compute little, and are about no property of compiled code.
 
-    Not for tests of bits, of memory, or of speed: they are about what XLA makes by default.
+    Those that compare within a tolerance, or a program with itself. Not those of the bits that two
+    programs share, or of speed: these are about what XLA makes by default.
     """
-    monkeypatch.setattr(jax, "jit", functools.partial(jax.jit, compiler_options=quick_options()))
+    jit, quick = jax.jit, functools.partial(jax.jit, compiler_options=quick_options())
+
+    def jit_quickly(*args, **settings):
+        tracing = isinstance(jnp.zeros(()), jax.core.Tracer)  # options are for the outermost alone
+        return (jit if tracing else quick)(*args, **settings)
+
+    monkeypatch.setattr(jax, "jit", jit_quickly)
     jax.config.update("jax_disable_most_optimizations", True)  # for what runs outside of jit
     yield
     jax.config.update("jax_disable_most_optimizations", False)

@@ -82,7 +82,10 @@ def compile_once(tmp_path_factory):
     before = {name: getattr(jax.config, name) for name in names}
     for name, value in names.items():
         jax.config.update(name, value)
+    jax.config.update("jax_disable_most_optimizations", True)
+    names["jax_disable_most_optimizations"] = True
     yield {name.upper(): str(value) for name, value in names.items()}
+    jax.config.update("jax_disable_most_optimizations", False)
     for name, value in before.items():
         jax.config.update(name, value)
 

@@ -91,6 +91,7 @@ def test_a_scale_of_the_loss_that_is_a_power_of_two_changes_nothing(plain):
             assert a[name] == pytest.approx(b[name], rel=1e-4)
 
 
+@pytest.mark.usefixtures("compile_quickly")
 def test_a_scale_that_overflows_is_halved_until_it_fits():
     scaled = {"gradient_format": "e5m2", "loss_scale": 2.0**21, "loss_scale_growth": 1000}
     state, lines = run(job(optimizer=scaled))
@@ -121,6 +122,7 @@ def everything():
     )  # fmt: skip
 
 
+@pytest.mark.usefixtures("compile_quickly")
 def test_a_run_that_stops_goes_on_to_the_same_bits():
     j, saved, lines = everything(), [], []
     whole = train(
@@ -158,6 +160,7 @@ def test_diagnostics_of_a_run_without_formats_find_nothing(plain):
     assert "diagnostics" not in plain[1][0]
 
 
+@pytest.mark.usefixtures("compile_quickly")
 def test_diagnostics_see_weights_that_stand_still_and_gradients_that_vanish():
     small = {"optimizer": {"learning_rate": 1e-6}, "train": {"diagnostics": True, "epochs": 1}}
     _, lines = run(job(**small, memory={"format": "fixed8.4"}))
@@ -170,6 +173,7 @@ def test_diagnostics_see_weights_that_stand_still_and_gradients_that_vanish():
         assert (found["gradient_underflowed"], found["cosine"]) == (1, 0)
 
 
+@pytest.mark.usefixtures("compile_quickly")
 def test_diagnostics_compare_with_the_master_copy_and_without_activations():
     j = job(
         memory={"format": "fixed6.3", "master": True},

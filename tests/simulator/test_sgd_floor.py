@@ -73,6 +73,7 @@ def test_no_run_ends_above_its_bound_and_small_steps_stagnate_to_nearest_only(ro
         assert moving["floor"] < still["floor"] / 5
 
 
+@pytest.mark.usefixtures("compile_quickly")
 def test_a_run_is_the_loop_in_numpy():
     settings = sgd_floor.Settings(
         problems=("quasi_convex",), formats=("fixed16.8",), roundings=("nearest_even",),
@@ -98,6 +99,7 @@ def test_a_run_is_the_loop_in_numpy():
     assert found["violated"] == 0
 
 
+@pytest.mark.usefixtures("compile_quickly")
 def test_a_bound_that_is_too_low_is_seen(monkeypatch):
     monkeypatch.setattr(bounds, "distance_floor", lambda step, **_: 1e-6)
     assert sgd_floor.summary(SMALL, rows_of(SMALL))["violated"] == len(SMALL.problems) * 4 * 3
@@ -112,6 +114,7 @@ def test_in_float32_both_roundings_run_alike():
         assert nearest[name] == stochastic[name]
 
 
+@pytest.mark.usefixtures("compile_quickly")
 def test_gradients_can_be_in_a_format_too():
     def floors(gradient_format):
         settings = sgd_floor.Settings(

@@ -16,6 +16,8 @@ from spikebit.simulator.state_losses import lost_in_formats
 from spikebit.simulator.studies import sweep
 from spikebit.simulator.train import initial_state, read_parameters, train
 
+pytestmark = pytest.mark.usefixtures("compile_quickly")
+
 SMALL = """
 [run]
 name = "small"

@@ -28,6 +28,8 @@ from spikebit.simulator.train import (
     train,
 )
 
+pytestmark = pytest.mark.usefixtures("compile_quickly")
+
 FEATURES, HIDDEN, CLASSES, STEPS = 6, 5, 3, 4
 FULL = functools.partial(ostl, scope="full")
 
@@ -107,13 +109,13 @@ def test_bptt_training_equals_a_loop_written_out():
         picked = jnp.take_along_axis(logp, jnp.broadcast_to(y, (STEPS, 3))[..., None], axis=-1)
         return -picked.mean(), outputs.sum(0).argmax(-1)
 
+    grad = jax.jit(jax.value_and_grad(sequence_loss, has_aux=True))
     expected = []
     for epoch in range(2):
         order = jax.random.permutation(key_for(0, Purpose.ORDER, epoch), 8)
         for i in range(2):  # 8 samples: two whole batches of 3
             index = np.asarray(order[3 * i : 3 * i + 3])
             x, y = j.dataset.train.inputs[index], j.dataset.train.targets[index]
-            grad = jax.value_and_grad(sequence_loss, has_aux=True)
             (loss, winners), g = grad(params, jnp.asarray(x), jnp.asarray(y))
             params = jax.tree.map(lambda p, g: p - 0.5 * g, params, g)
             right = float((np.asarray(winners) == y).mean())

@@ -9,6 +9,7 @@ from . import losses
 from .bptt import bptt
 from .compare import compare, cosine, relative_error
 from .format_cost import format_cost, sequence_losses
+from .grapes import grapes, importance, local_grapes, modulate, modulation_factor
 from .homeostasis import (
     SynapticScaling,
     lateral_inhibition,
@@ -40,8 +41,13 @@ __all__ = [
     "dead_band",
     "decayed_trace",
     "format_cost",
+    "grapes",
+    "importance",
     "lateral_inhibition",
+    "local_grapes",
     "losses",
+    "modulate",
+    "modulation_factor",
     "normalised",
     "ostl",
     "parameters",

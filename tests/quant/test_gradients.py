@@ -146,18 +146,17 @@ def test_lsq_equals_quantize_for_its_step():
 def test_lsq_vmap_scan_and_16_bit_numbers():
     x = jax.random.normal(jax.random.key(3), (3, 40))
     steps = jnp.array([0.1, 0.2, 0.3])
-    grad = jax.grad(lambda s, x: lsq(x, s, "int4").sum())
+    grad = jax.jit(jax.grad(lambda s, x: lsq(x, s, "int4").sum()))
     loop = [grad(s, a) for s, a in zip(steps, x, strict=True)]
     np.testing.assert_allclose(jax.vmap(grad)(steps, x), loop, rtol=1e-5)
     scanned = jax.lax.scan(lambda c, sx: (c, grad(*sx)), 0, (steps, x))[1]
     np.testing.assert_allclose(scanned, loop, rtol=1e-5)
     short = x.astype(jnp.bfloat16)
-    dx, ds = jax.grad(lambda x, s: lsq(x, s, "int4").astype(jnp.float32).sum(), (0, 1))(
-        short, steps[:, None]
-    )
+    both = jax.grad(lambda x, s: lsq(x, s, "int4").astype(jnp.float32).sum(), (0, 1))
+    dx, ds = jax.jit(both)(short, steps[:, None])
     assert (dx.dtype, ds.dtype) == (jnp.bfloat16, jnp.float32)
     wide = short.astype(jnp.float32)
-    expected = jax.grad(lambda s: lsq(wide, s, "int4").sum())(steps[:, None])
+    expected = jax.jit(jax.grad(lambda s: lsq(wide, s, "int4").sum()))(steps[:, None])
     np.testing.assert_allclose(ds, expected, rtol=1e-5)
     assert lsq(short, steps[:, None], "int4").dtype == jnp.bfloat16
 

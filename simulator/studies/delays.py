@@ -113,7 +113,9 @@ def pictures(settings: Settings, rows: Sequence[Mapping[str, Any]]) -> "dict[str
         for i, row in enumerate(learned):
             ax.plot([i] * len(row["recovered"]), row["recovered"], "o", color=plots.COLOURS[0])
             ax.plot([i - 0.2, i + 0.2], [np.mean(row["recovered"])] * 2, color=plots.COLOURS[1])
-        ax.set_xticks(range(len(learned)), [_schedule(row) for row in learned])
+        ax.set_xticks(
+            range(len(learned)), [_schedule(row).replace(" in ", "\nin ") for row in learned]
+        )
         ax.set(xlabel="sigma [steps]", ylabel="share of delays recovered", ylim=(-0.05, 1.05))
         ax.grid(alpha=0.3)
     full = settings.lags

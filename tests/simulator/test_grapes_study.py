@@ -1,0 +1,91 @@
+"""The study of GRAPES: its fit, its measure of forgetting, its rows; small."""
+
+import jax
+import numpy as np
+import pytest
+
+from spikebit.simulator import experiment_file
+from spikebit.simulator.studies import grapes as study
+
+pytestmark = pytest.mark.usefixtures("compile_quickly", "standard_promotion")
+TINY = {"hidden": (12, 12), "epochs": 2, "tasks": 2, "task_epochs": 1, "limit": 200, "seeds": 1}
+
+
+@pytest.fixture
+def standard_promotion():
+    with jax.numpy_dtype_promotion("standard"):  # for Adam of optax
+        yield
+
+
+@pytest.mark.parametrize(("highest", "s"), [(0.9, 0.05), (0.8, 1.0), (0.97, 7.0)])
+def test_the_fit_finds_the_curve_it_is_given(highest, s):
+    e = np.arange(1, 21)
+    np.testing.assert_allclose(
+        study.fit_learning_curve(highest * e / (s + e)), (highest, s), rtol=1e-6
+    )
+
+
+def test_the_fit_has_the_least_squares():
+    """Of a noisy curve: neither parameter can be moved to a smaller sum of squares."""
+    e = np.arange(1, 16)
+    accuracy = 0.9 * e / (0.7 + e) + np.random.default_rng(0).normal(0, 0.02, 15)
+
+    def squares(highest, s):
+        return ((highest * e / (s + e) - accuracy) ** 2).sum()
+
+    highest, s = study.fit_learning_curve(accuracy)
+    for a, b in ((1e-3, 0), (-1e-3, 0), (0, 1e-2), (0, -1e-2), (1e-3, 1e-2), (-1e-3, -1e-2)):
+        assert squares(highest + a, s + b) > squares(highest, s)
+
+
+def test_forgetting_is_the_loss_on_earlier_tasks():
+    after = np.array([[0.9, 0.1, 0.1], [0.6, 0.8, 0.1], [0.5, 0.7, 0.9]])
+    assert study.forgetting(after) == pytest.approx(((0.9 - 0.5) + (0.8 - 0.7)) / 2)
+
+
+def test_every_variant_learns_in_its_own_way_and_the_summary_compares_them():
+    settings = study.Settings(optimizers=("momentum",), **TINY)
+    rows = [case | dict(study.measure(settings, 5, case)) for case in study.cases(settings, 5)]
+    assert [r["variant"] for r in rows] == list(study.VARIANTS)
+    assert all(len(r["curve"]) == 2 and np.shape(r["tasks"]) == (2, 2) for r in rows)
+    assert len({(r["slowness"], r["forgetting"], *r["curve"]) for r in rows}) == len(rows)
+    by = {r["variant"]: r for r in rows}
+    found = study.summary(settings, rows)
+    assert found["momentum"]["mean"]["slowness"] == by["mean"]["slowness"]
+    difference = by["propagating"]["test_accuracy"] - by["mean"]["test_accuracy"]
+    wanted = [pytest.approx(difference), None]
+    assert found["momentum: propagating minus"]["mean"]["test_accuracy"] == wanted
+    assert set(study.pictures(settings, rows)) == {"accuracy_momentum", "slowness", "forgetting"}
+
+
+def test_a_row_is_a_function_of_its_case():
+    settings = study.Settings(variants=("local",), **TINY | {"hidden": (12,)})
+    case = {"optimizer": "adam", "variant": "local", "seed": 1}
+    first = study.measure(settings, 0, case)
+    study._trainer.cache_clear()
+    assert study.measure(settings, 0, case) == first
+
+
+def test_differences_go_seed_by_seed():
+    def row(variant, seed, value):
+        return {"optimizer": "sgd", "variant": variant, "seed": seed} | dict.fromkeys(
+            study.METRICS, value
+        )
+
+    settings = study.Settings(variants=("propagating", "mean"), optimizers=("sgd",), seeds=3)
+    rows = [row("mean", s, v) for s, v in ((1, 0.1), (2, 0.6), (3, 0.3))]
+    rows += [row("propagating", s, v) for s, v in ((3, 0.5), (1, 0.2), (2, 0.9))]
+    got = study.summary(settings, rows)["sgd: propagating minus"]["mean"]["slowness"]
+    assert got == pytest.approx([0.2, 0.1 / np.sqrt(3)])  # of 0.1, 0.3, 0.2
+
+
+def test_what_is_refused(tmp_path):
+    path = tmp_path / "a.toml"
+    path.write_text('[study]\nname = "grapes"\nvariants = ["median"]\n')
+    with pytest.raises(ValueError, match=r"study\.variants"):
+        experiment_file.load(path)
+    case = {"optimizer": "sgd", "variant": "bp", "seed": 0}
+    with pytest.raises(ValueError, match=r"study\.batch = 500 is more than the 200"):
+        study.measure(study.Settings(**TINY, batch=500), 0, case)
+    with pytest.raises(ValueError, match=r"diverged: choose a smaller study\.sgd_rate"):
+        study.measure(study.Settings(**TINY, sgd_rate=1e20), 0, case)

@@ -49,7 +49,7 @@ class Settings(Synapses):
     rates: tuple[Literal["slow", "fast", "mixed", "control"], ...] = RATES
     others: Literal["alone", "real"] = "alone"  # alone: each with its weeks in its own order
     points: Annotated[tuple[tuple[Share, Positive], ...], Field(min_length=1)] = (
-        *((0.0, theta) for theta in (2.0, 3.0, 4.0, 6.0, 8.0)),
+        *((0.0, theta) for theta in (2.0, 3.0, 4.0, 6.0, 8.0, 10.0, 12.0)),
         *((0.5, theta) for theta in (0.5, 1.0, 1.5, 2.0, 2.25)),
     )
     depression: Positive = 1.5

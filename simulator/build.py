@@ -16,7 +16,15 @@ from flax import nnx
 from jaxtyping import Array
 
 from .. import quant
-from ..learning_rules import LearningRule, bptt, losses, ostl, with_new_noise
+from ..learning_rules import (
+    LearningRule,
+    bptt,
+    grapes,
+    local_grapes,
+    losses,
+    ostl,
+    with_new_noise,
+)
 from ..learning_rules.rule import Loss
 from ..quant.state_formats import state_formats
 from ..quant.storage import storage
@@ -71,13 +79,16 @@ def build(experiment: Experiment) -> Job:
     every = rule.update_every if online else 0
     updates = train.epochs * (len(dataset.train.inputs) // train.batch)
     updates *= math.ceil(inputs.shape[0] / every) if every else 1
+    tx = make_optimizer(experiment.optimizer, max(updates, 1))
+    if rule.grapes == "local":
+        tx = optax.chain(local_grapes(network), tx)
     return Job(
         dataset=dataset,
         encode=encode,
         network=network,
         loss=make_loss(train.loss, dataset),
-        make_rule=_renewing(experiment.network, make_rule(rule)),
-        tx=make_optimizer(experiment.optimizer, max(updates, 1)),
+        make_rule=_renewing(experiment.network, make_rule(rule, experiment.run.seed)),
+        tx=tx,
         memory=make_memory(experiment.memory),
         epochs=train.epochs,
         batch=train.batch,
@@ -228,7 +239,7 @@ def make_exact(experiment: Experiment, inputs: int, dataset: Dataset) -> Exact:
             dt=experiment.encoder.dt,
             rngs=nnx.Rngs(key_for(experiment.run.seed, Purpose.NETWORK)),
         ),
-        make_rule=make_rule(replace(experiment.rule, trace_format=None)),
+        make_rule=make_rule(replace(experiment.rule, trace_format=None), experiment.run.seed),
         read=quant.float32().read if experiment.memory.master else memory.read,
         gradient_format=experiment.optimizer.gradient_format,
         format_rounding=experiment.optimizer.format_rounding,
@@ -257,8 +268,16 @@ def make_loss(name: str, dataset: Dataset) -> Loss:
     return of_classes
 
 
-def make_rule(settings: Rule) -> MakeRule:
-    """The learning rule, still to be given a network and a loss."""
+def make_rule(settings: Rule, seed: int = 0) -> MakeRule:
+    """The learning rule, still to be given a network and a loss; the seed is that of a shuffle."""
+    plain = _plain_rule(settings)
+    if settings.grapes in (None, "local"):  # which belongs to the optimizer
+        return plain
+    factor = "grapes" if settings.grapes == "propagating" else settings.grapes
+    return grapes(plain, factor=factor, key=key_for(seed, Purpose.GRAPES))
+
+
+def _plain_rule(settings: Rule) -> MakeRule:
     if settings.name == "bptt":
         return functools.partial(bptt, remat_every=settings.remat_every or None)
     if settings.trace_format is not None:

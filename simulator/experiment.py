@@ -124,13 +124,15 @@ CELL_SETTINGS: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class Rule:
-    """The learning rule. What follows `name` is read by online rules only, but for the last.
+    """The learning rule. What follows `grapes` is read by online rules only, but for the last.
 
     An online rule takes `chunk` steps at a time and the weights change every `update_every` steps;
     0 is the whole sequence (for chunk: up to the update). BPTT always takes the whole sequence.
     """
 
     name: Literal["bptt", "ostl"] = "ostl"
+    #: the error of a hidden unit counts more, the more weight comes in; or a control of that
+    grapes: Literal["propagating", "local", "mean", "perm", "two"] | None = None
     scope: Literal["full", "no_h"] = "no_h"
     cross_layer: Literal["spatial", "chunk"] = "spatial"
     chunk: CountOrZero = 0

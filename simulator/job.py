@@ -115,6 +115,7 @@ class Purpose(IntEnum):
     STATE = 8
     TEST_STATE = 9
     OPTIMIZER = 10
+    GRAPES = 11
 
 
 def key_for(seed: int, purpose: Purpose, *place: Any) -> PRNGKeyArray:

@@ -1,10 +1,13 @@
-"""The study of GRAPES: its fit, its measure of forgetting, its rows; small."""
+"""GRAPES in experiments, and its study: the fit, the measure of forgetting, the rows; small."""
 
 import jax
 import numpy as np
+import optax
 import pytest
 
-from spikebit.simulator import experiment_file
+from spikebit.learning_rules import local_grapes, parameters, relative_error, run_sequence
+from spikebit.simulator import Experiment, build, experiment_file
+from spikebit.simulator.experiment import Data, NetworkSettings, Optimizer, Rule
 from spikebit.simulator.studies import grapes as study
 
 pytestmark = pytest.mark.usefixtures("compile_quickly", "standard_promotion")
@@ -89,3 +92,40 @@ def test_what_is_refused(tmp_path):
         study.measure(study.Settings(**TINY, batch=500), 0, case)
     with pytest.raises(ValueError, match=r"diverged: choose a smaller study\.sgd_rate"):
         study.measure(study.Settings(**TINY, sgd_rate=1e20), 0, case)
+
+
+def test_an_experiment_modulates_its_rule_or_its_updates():
+    """Against the rule and the transformation themselves; the same weights from the same seed."""
+    settings = {"cell": "soft_snu", "hidden": (6, 5), "recurrent": False}
+    images = jax.random.normal(jax.random.key(0), (3, 2, 28 * 28))
+    targets = jax.numpy.zeros((3, 2), jax.numpy.int32)
+
+    def job(grapes, name="ostl"):
+        sections = {"network": NetworkSettings(**settings), "rule": Rule(name=name, grapes=grapes)}
+        optimizer = Optimizer(name="sgd", learning_rate=1.0)
+        return build(Experiment(**sections, optimizer=optimizer, data=Data(limit=50)))
+
+    def updates(job):
+        params, rule = parameters(job.network), job.make_rule(job.network, job.loss)
+
+        @jax.jit
+        def run(params):
+            grads = run_sequence(rule, params, images, targets).grads
+            return job.tx.update(grads, job.tx.init(params), params)[0]
+
+        return run(params)
+
+    plain, local = updates(job(None)), updates(job("local"))
+    network = job(None).network
+    params = parameters(network)
+    scaled = local_grapes(network).update(plain, optax.EmptyState(), params)[0]
+    assert relative_error(local, scaled) < 1e-6
+    modulated = updates(job("propagating"))["layers"]
+    assert relative_error(modulated[1], local["layers"][1]) < 1e-6  # the highest hidden layer
+    assert relative_error(modulated[0], local["layers"][0]) > 0.01
+    doubled = updates(job("two", "bptt"))["layers"]
+    exact = updates(job(None, "bptt"))["layers"]
+    for i, factor in ((0, 4), (1, 2), (2, 1)):
+        assert relative_error(doubled[i], jax.tree.map(lambda g, f=factor: f * g, exact[i])) < 1e-6
+    perm = updates(job("perm"))["layers"]
+    assert relative_error(perm[1], modulated[1]) > 0.01

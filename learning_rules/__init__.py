@@ -8,6 +8,7 @@ from .. import __version__ as __version__
 from . import losses
 from .bptt import bptt
 from .compare import compare, cosine, relative_error
+from .feedback import direct_feedback_alignment, feedback_alignment, feedback_weights
 from .format_cost import format_cost, sequence_losses
 from .grapes import grapes, importance, local_grapes, modulate, modulation_factor
 from .homeostasis import (
@@ -19,8 +20,11 @@ from .homeostasis import (
 )
 from .noise import with_new_noise
 from .ostl import ostl
+from .ottt import ottt
 from .reward_stdp import RewardSTDP
+from .rtrl import rtrl
 from .rule import LearningRule, RuleOutput, parameters, run_sequence
+from .sltt import sltt
 from .stdp import PairSTDP, TripletSTDP, apply_update, bounded_update
 from .synaptic_trace import dead_band, decayed_trace
 from .voltage_stdp import VoltageSTDP
@@ -40,6 +44,9 @@ __all__ = [
     "cosine",
     "dead_band",
     "decayed_trace",
+    "direct_feedback_alignment",
+    "feedback_alignment",
+    "feedback_weights",
     "format_cost",
     "grapes",
     "importance",
@@ -50,10 +57,13 @@ __all__ = [
     "modulation_factor",
     "normalised",
     "ostl",
+    "ottt",
     "parameters",
     "relative_error",
+    "rtrl",
     "run_sequence",
     "sequence_losses",
+    "sltt",
     "threshold_change",
     "winner_takes_all",
     "with_new_noise",

@@ -1,13 +1,16 @@
-"""Cutting the recurrent path of any cell: matrix products take its state as a constant.
+"""Cutting the recurrent path of any cell: all matrix products, or all but what a unit tells itself.
 
 This gives a cell that nobody wrote for online learning the meaning of "without H": its state still
-reaches the next step element by element, but not through a matrix product. No learning rule here.
+reaches the next step element by element, but not through a matrix product; and that of "unit": the
+state of a unit reaches that unit only. No learning rule here.
 """
 
 from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from jax.extend import core
 from jaxtyping import Array
 
@@ -28,6 +31,37 @@ def cut_products(step: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
         marks = [True] * len(flat_carry) + [False] * len(flat_rest)
         out, _ = _evaluate(closed.jaxpr, closed.consts, [*flat_carry, *flat_rest], marks)
         return jax.tree.unflatten(jax.tree.structure(shape), out)
+
+    return cut
+
+
+def cut_between_units(
+    step: Callable[[Array, Any], tuple[Array, Array, Any]], units: np.ndarray
+) -> Callable[[Array, Any], tuple[Array, Array, Any]]:
+    """`step(state, rest) -> (state, y, others)`, its gradient from the state within each unit only.
+
+    The value is unchanged, and so is the gradient with respect to `rest`. The Jacobian is formed.
+
+    Args:
+        step: the state is flat; y has one number a unit, in their order.
+        units: the unit of each number of the state, integers (state,).
+    """
+
+    def cut(state: Array, rest: Any) -> tuple[Array, Array, Any]:
+        held = jax.lax.stop_gradient(state)
+        new, y, others = step(held, rest)
+        if y.size != units.max() + 1:
+            raise ValueError(
+                f"The cell has {units.max() + 1} units and {y.size} outputs: scope='unit' needs "
+                "one output a unit; use scope='full' or 'no_h'."
+            )
+        jacobians = jax.jacrev(lambda s: step(s, rest)[:2])(held)
+        same = jax.lax.stop_gradient(jacobians)
+        shift = state - held  # 0, with a derivative
+        of_new = jnp.where(units[:, None] == units, same[0], 0) @ shift
+        rows = np.arange(y.size)[:, None] == units
+        of_y = jnp.where(rows, same[1].reshape(y.size, -1), 0) @ shift
+        return new + of_new, y + of_y.reshape(y.shape), others
 
     return cut
 

@@ -13,9 +13,14 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 from ..quant.grid import Format
 from ..quant.storage import Lost, Storage, storage
 from .bptt import sequence_loss
+from .ottt import ottt
 from .rule import LearningRule, Loss, RuleOutput
-from .stack import Layer, as_stack
-from .traces import LayerTrace, Store, generic_trace, unit_trace
+from .sltt import sltt
+from .stack import Layer, Stack, as_stack
+from .traces import LayerTrace, Paths, Store, generic_trace, unit_trace
+
+_PATHS: dict[str, Paths] = {"full": "all", "unit": "own", "no_h": "none"}
+_WITHOUT_STATE_TRACE = {"none": sltt, "pre": ottt}
 
 
 class TraceLosses(NamedTuple):
@@ -58,12 +63,15 @@ def ostl(
     - the same holds for scope "no_h" if that layer has no recurrent kernel. With one, the path
       $y_{t-1} \to H \to s_t$ is left out of A: the gradient is BPTT's with y_{t-1} held constant in
       the recurrent product. The kernel H itself still learns.
+    - scope "unit" (SnAp-1) leaves out of A what one unit tells another, and keeps what it tells
+      itself, the diagonal of H included: exact without a recurrent kernel, like "no_h".
+    - scopes "none" and "pre" are the rules `sltt` and `ottt`, see there.
     - Layers below: "spatial" drops every path through the state of a layer above (the OSTL
       paper); "chunk" drops only those that cross the border of a chunk, so that K = T is BPTT.
 
     The trace of a layer takes B S P numbers in "full", S its state size and P its parameters, and
-    B m P' in "no_h" or without H for the cells of this library (m memory variables a unit). Any
-    other cell, Flax's included, goes through dense Jacobians, B S P in both scopes.
+    B m P' in "unit", "no_h" or without H for the cells of this library (m memory variables a unit).
+    Any other cell, Flax's included, goes through dense Jacobians, B S P in these scopes.
 
     With a format, the trace $\epsilon$ of every parameter is stored in it at the end of each chunk
     (`OSTLState.lost` tells what that loses); the rest of a chunk is computed as without. Rounding
@@ -73,7 +81,7 @@ def ostl(
     Args:
         network: a `Network`, or one bare cell.
         loss: loss of one time step, (batch, n_out), targets -> (batch,).
-        scope: "full" or "no_h".
+        scope: "full", "unit", "no_h", "none" or "pre".
         cross_layer: "spatial" or "chunk".
         trace_format: format of the traces of all cells to which `quant.state_formats` gave none of
             their own for "eligibility_trace"; None keeps them as they are computed.
@@ -86,11 +94,38 @@ def ostl(
         ValueError: for a setting that is none of these, or a format without a unit of its own.
 
     References:
-        Online Spatio-Temporal Learning in Deep Neural Networks, arXiv:2007.12723.
+        Online Spatio-Temporal Learning in Deep Neural Networks, arXiv:2007.12723; "unit": A
+        Practical Sparse Approximation for Real Time Recurrent Learning, arXiv:2006.07232.
     """
-    _check("scope", scope, ("full", "no_h"))
+    _check("scope", scope, (*_PATHS, "none", "pre"))
     _check("cross_layer", cross_layer, ("spatial", "chunk"))
-    stack = as_stack(network)
+    if scope in _WITHOUT_STATE_TRACE:
+        if trace_format is not None:
+            raise ValueError(
+                f"ostl(scope={scope!r}, trace_format={str(trace_format)!r}): this scope has no "
+                "trace of a state to keep in a format; leave out one of them."
+            )
+        return _WITHOUT_STATE_TRACE[scope](network, loss)
+    return of_stack(
+        as_stack(network),
+        loss,
+        scope=scope,
+        cross_layer=cross_layer,
+        trace_format=trace_format,
+        trace_rounding=trace_rounding,
+    )
+
+
+def of_stack(
+    stack: Stack,
+    loss: Loss,
+    *,
+    scope: str,
+    cross_layer: str,
+    trace_format: Format | str | None,
+    trace_rounding: str,
+) -> LearningRule:
+    """`ostl` for layers that are already taken apart."""
     spatial = cross_layer == "spatial"
     makers = tuple(_trace_of(layer, scope, spatial) for layer in stack.layers)
     default = None
@@ -151,15 +186,8 @@ def ostl(
 def _trace_of(layer: Layer, scope: str, spatial: bool) -> LayerTrace | None:
     if layer.kind == "stateless":
         return None
-    if layer.kind == "cell":
-        return generic_trace(layer, cut=scope == "no_h", spatial=spatial)
-    recurrent = "h" in layer.kernels
-    return unit_trace(
-        layer,
-        dense=recurrent and scope == "full",
-        cut=recurrent and scope == "no_h",
-        spatial=spatial,
-    )
+    make = generic_trace if layer.kind == "cell" else unit_trace
+    return make(layer, paths=_PATHS[scope], spatial=spatial)
 
 
 def _stateless(layer: Layer, params: dict, xs: Array):

@@ -12,17 +12,22 @@ Three representations stand here, one a layer kind: element-wise and dense trace
 combined into a rule is `ostl.py`'s.
 """
 
+import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, PyTree
 
-from .cut import cut_products
+from .cut import cut_between_units, cut_products
 from .stack import Layer
 from .unroll import drive, previous_outputs, recurrent_gradient, scan_units, split_kernels
+
+Paths = Literal["all", "own", "none"]
+"""Paths from the state through a matrix product to the next: all; of each unit to itself; none."""
 
 _UNROLLED = 8  # outer products that fuse with the sum they go into; more are one matrix product
 
@@ -52,15 +57,15 @@ class UnitTrace(NamedTuple):
     gain: Array  # (B, m, *features): d y / d memory at the border
 
 
-def unit_trace(layer: Layer, *, dense: bool, cut: bool, spatial: bool) -> LayerTrace:
+def unit_trace(layer: Layer, *, paths: Paths, spatial: bool) -> LayerTrace:
     """The trace of a unit-wise cell.
 
     Args:
         layer: of kind "unitwise".
-        dense: keep d s_i / d s_k between different units, which h makes non-zero.
-        cut: no gradient from y_{t-1} through h to s_t. Either dense or cut where h exists.
+        paths: what gradient passes from y_{t-1} through h, if there is one, to s_t.
         spatial: the cotangent of xs leaves out every path through the carry.
     """
+    dense = paths == "all" and "h" in layer.kernels
 
     def init(params: dict, carry: Any) -> UnitTrace:
         unit, w, h = split_kernels(params)
@@ -81,7 +86,11 @@ def unit_trace(layer: Layer, *, dense: bool, cut: bool, spatial: bool) -> LayerT
         wide = {k: jnp.broadcast_to(p, carry.y.shape) for k, p in unit.items()}
 
         def product(y, h, needed):
-            return jax.lax.stop_gradient(y @ h) if cut else y @ h
+            if paths == "all":
+                return y @ h
+            held = jax.lax.stop_gradient(y)
+            own = jnp.diagonal(h) * (y - held) if paths == "own" else 0  # 0, with a derivative
+            return held @ h + own
 
         def run(wide, z, memory, y):
             start = carry._replace(**dict(zip(names, memory, strict=True)), y=y)
@@ -251,12 +260,11 @@ def _through_step(layer, wide, carry, carries, dys, h, z) -> Array:
     return jax.vmap(lambda z, c, d: jax.vjp(lambda z: output(z, c), z)[1](d)[0])(z, before, dys)
 
 
-def generic_trace(layer: Layer, *, cut: bool, spatial: bool) -> LayerTrace:
+def generic_trace(layer: Layer, *, paths: Paths, spatial: bool) -> LayerTrace:
     """The trace of any cell by dense Jacobians of its flattened carry, one sample at a time.
 
     Size (B, S, P) for a carry of S floats and P parameters; arrays of other dtypes in the carry,
-    such as random keys or counts, go along without a derivative. With `cut`, matrix products take
-    the carry as a constant.
+    such as random keys or counts, go along without a derivative.
     """
 
     def init(params: dict, carry: Any) -> Array:
@@ -280,7 +288,11 @@ def generic_trace(layer: Layer, *, cut: bool, spatial: bool) -> LayerTrace:
             state, others, _ = _split_carry(new)
             return ravel_pytree(state)[0], y, others
 
-        one_step = cut_products(apply) if cut else apply
+        one_step = apply
+        if paths == "none":
+            one_step = cut_products(apply)
+        elif paths == "own":
+            one_step = cut_between_units(apply, _units(layer, state))
 
         def run(theta, s, xs, others):
             def body(carry, x):
@@ -321,6 +333,17 @@ def generic_trace(layer: Layer, *, cut: bool, spatial: bool) -> LayerTrace:
         return join(jax.vmap(unravel_state)(last), last_others), ys, back
 
     return LayerTrace(init, chunk)
+
+
+def _units(layer: Layer, state: list[Array]) -> np.ndarray:
+    """The unit of each number of a flattened carry: its place in its array."""
+    shapes = {leaf.shape[1:] for leaf in state}
+    if len(shapes) > 1:
+        raise ValueError(
+            f"{layer.name} carries arrays of shapes {sorted(shapes)} a sample: scope='unit' needs "
+            "one number a unit in each; use scope='full' or 'no_h'."
+        )
+    return np.tile(np.arange(math.prod(*shapes)), len(state))
 
 
 def _split_carry(carry: Any) -> tuple[list[Array], list[Array], Callable[[list, list], Any]]:

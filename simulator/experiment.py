@@ -133,7 +133,7 @@ class Rule:
     name: Literal["bptt", "ostl"] = "ostl"
     #: the error of a hidden unit counts more, the more weight comes in; or a control of that
     grapes: Literal["propagating", "local", "mean", "perm", "two"] | None = None
-    scope: Literal["full", "no_h"] = "no_h"
+    scope: Literal["full", "unit", "no_h", "none", "pre"] = "no_h"
     cross_layer: Literal["spatial", "chunk"] = "spatial"
     chunk: CountOrZero = 0
     update_every: CountOrZero = 0

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 from flax import nnx
 
-from ..learning_rules import LearningRule, bptt, compare, losses, ostl
+from ..learning_rules import LearningRule, bptt, compare, losses, ostl, ottt, rtrl, sltt
 from .build import make_network
 from .experiment import NetworkSettings
 
@@ -16,6 +16,10 @@ RULES = {
     "bptt": bptt,
     "ostl": ostl,
     "ostl_no_h": lambda network, loss: ostl(network, loss, scope="no_h"),
+    "snap1": lambda network, loss: ostl(network, loss, scope="unit"),
+    "sltt": sltt,
+    "ottt": ottt,
+    "rtrl": rtrl,
 }
 
 

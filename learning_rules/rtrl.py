@@ -1,0 +1,34 @@
+"""Real-time recurrent learning of a whole network: a reference that leaves nothing out."""
+
+from flax import nnx
+
+from .ostl import of_stack
+from .rule import LearningRule, Loss
+from .stack import Layer, Stack
+
+
+def rtrl(network: nnx.Module, loss: Loss) -> LearningRule:
+    """OSTL with the network taken as one cell, so that no path between layers is left out.
+
+    Exact for every parameter of every layer and for every chunk, as BPTT over the whole sequence.
+    A trace has B S P numbers, S the state of all layers and P all parameters, and a step takes
+    B S^2 P operations: a reference for small networks (some tens of units).
+
+    Args:
+        network: a `Network`, or one bare cell.
+        loss: loss of one time step, (batch, n_out), targets -> (batch,).
+
+    References:
+        A learning algorithm for continually running fully recurrent neural networks, Neural
+        Computation 1(2) (1989).
+    """
+    graphdef, _, constants = nnx.split(network, nnx.Param, ...)
+    whole = Stack((Layer("The network", "cell", graphdef, constants),), single=True)
+    return of_stack(
+        whole,
+        loss,
+        scope="full",
+        cross_layer="spatial",
+        trace_format=None,
+        trace_rounding="nearest_even",
+    )

@@ -134,7 +134,7 @@ def grapes(
         Learning in deep neural networks using a biologically inspired optimizer, arXiv:2104.11604;
         Nature Communications 13 (2022), doi:10.1038/s41467-022-29491-2.
     """
-    _check_settings("grapes", factor, importance_from, floor, key)
+    check_settings("grapes", factor, importance_from, floor, key)
 
     def make(network: nnx.Module, loss: Loss) -> LearningRule:
         stack = as_stack(network)
@@ -191,7 +191,7 @@ def local_grapes(
     Raises:
         ValueError: as `grapes`; by `update`: if it is not given the parameters.
     """
-    _check_settings("local_grapes", factor, importance_from, floor, key)
+    check_settings("local_grapes", factor, importance_from, floor, key)
     stack = as_stack(network)
     hidden = _hidden_layers("local_grapes", stack, parameters(network), importance_from)
 
@@ -335,9 +335,10 @@ def _at(parts: list[dict], i: int, path: _Path) -> Array:
     return value
 
 
-def _check_settings(
+def check_settings(
     who: str, factor: str, importance_from: str, floor: float | int, key: PRNGKeyArray | None
 ) -> None:
+    """Refuses settings that no network could have."""
     _check(who, "factor", factor, FACTORS)
     _check(who, "importance_from", importance_from, IMPORTANCE_FROM)
     if not 0 <= floor <= 2:

@@ -115,8 +115,8 @@ def test_an_experiment_modulates_its_rule_or_its_updates():
 
         return run(params)
 
-    plain, local = updates(job(None)), updates(job("local"))
-    network = job(None).network
+    without, local = job(None), updates(job("local"))
+    network, plain = without.network, updates(without)
     params = parameters(network)
     scaled = local_grapes(network).update(plain, optax.EmptyState(), params)[0]
     assert relative_error(local, scaled) < 1e-6

@@ -43,10 +43,11 @@ def ottt(network: nnx.Module, loss: Loss) -> LearningRule:
     Exact, against BPTT: kernels of one layer without a recurrent kernel, with stateless layers
     above, and stateless layers above. Otherwise: H, as in "no_h", is learned without the path of
     y_{t-1} through it; per-unit parameters have no trace; layers below drop every path through the
-    state of a layer above. The same for every chunk; a trace is n_in + n numbers a sample.
+    state of a layer above. The same for every chunk; a trace is n_in + n numbers a sample. A
+    membrane that saturates in a number format is treated as if it did not.
 
     With the weights changed at every step this is OTTT-O, and with the gradient summed over a
-    sequence OTTT-A: `train.update_every` of an experiment.
+    sequence OTTT-A: `rule.update_every` of an experiment, 1 or 0.
 
     Args:
         network: a `Network` of cells with one membrane that leaks by a constant, and whose reset
@@ -153,9 +154,10 @@ def _constant(layer: Layer, params: dict, carry: Any) -> float | None:
     cell = layer.units({k: jnp.asarray(rng.normal(size=p.shape), p.dtype) for k, p in unit.items()})
     if len(cell.memory_fields) != 1:
         return None
+    # small numbers, so that a membrane kept in a number format does not saturate
     (name,), shape, dtype = cell.memory_fields, (16, *carry.y.shape[1:]), carry.y.dtype
-    at_rest = jax.tree.map(lambda a: jnp.zeros(shape, a.dtype), carry)
-    memory, z = (jnp.asarray(2 * rng.normal(size=shape), dtype) for _ in range(2))
+    at_rest = jax.tree.map(lambda a: jnp.zeros((16, *a.shape[1:]), a.dtype), carry)
+    memory, z = (jnp.asarray(rng.uniform(-0.25, 0.25, shape), dtype) for _ in range(2))
     y = jnp.asarray(rng.integers(0, 2, shape), dtype)
 
     def charge(memory: Array, y: Array, z: Array) -> Array:

@@ -1,10 +1,13 @@
 """Real-time recurrent learning of a whole network: a reference that leaves nothing out."""
 
-from flax import nnx
+from typing import Any
 
-from .ostl import of_stack
+from flax import nnx
+from jaxtyping import PRNGKeyArray, PyTree
+
+from .ostl import OSTLState, of_stack
 from .rule import LearningRule, Loss
-from .stack import Layer, Stack
+from .stack import Layer, Stack, as_stack
 
 
 def rtrl(network: nnx.Module, loss: Loss) -> LearningRule:
@@ -24,7 +27,7 @@ def rtrl(network: nnx.Module, loss: Loss) -> LearningRule:
     """
     graphdef, _, constants = nnx.split(network, nnx.Param, ...)
     whole = Stack((Layer("The network", "cell", graphdef, constants),), single=True)
-    return of_stack(
+    rule = of_stack(
         whole,
         loss,
         scope="full",
@@ -32,3 +35,11 @@ def rtrl(network: nnx.Module, loss: Loss) -> LearningRule:
         trace_format=None,
         trace_rounding="nearest_even",
     )
+    layers = as_stack(network)
+
+    def init(params: PyTree, batch: Any, key: PRNGKeyArray | None = None) -> OSTLState:
+        carries = layers.initialize_carries(params, batch, key)  # the same noise as other rules
+        carry = carries[0] if layers.single else carries
+        return rule.init(params, batch, key)._replace(carries=(carry,))
+
+    return rule._replace(init=init)

@@ -284,7 +284,9 @@ def generic_trace(layer: Layer, *, paths: Paths, spatial: bool) -> LayerTrace:
 
         def apply(s: Array, rest: tuple[Array, Array, list[Array]]):
             theta, x, others = rest
-            new, y = layer.module(unravel_theta(theta))(join(unravel_state(s), others), x)
+            # a batch of one: layers inside may count on a batch axis
+            batch = jax.tree.map(lambda a: a[None], (join(unravel_state(s), others), x))
+            new, y = jax.tree.map(lambda a: a[0], layer.module(unravel_theta(theta))(*batch))
             state, others, _ = _split_carry(new)
             return ravel_pytree(state)[0], y, others
 

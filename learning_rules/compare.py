@@ -81,7 +81,7 @@ def relative_error(a: PyTree, b: PyTree) -> float:
     """|a - b| / |b| over all leaves as one vector, in float64; 0 if both are zero."""
     a, b = _vector(a), _vector(b)
     difference = np.linalg.norm(a - b)
-    return float(difference / np.linalg.norm(b)) if difference > 0 else 0.0
+    return 0.0 if difference == 0 else float(difference / np.linalg.norm(b))  # NaN stays NaN
 
 
 def cosine(a: PyTree, b: PyTree) -> float:

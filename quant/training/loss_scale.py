@@ -78,7 +78,7 @@ def loss_scaling(
         changes, new = inner.update(plain, state.inner, params, **extra)
         if growth_interval is None:
             return changes, state._replace(gradients=gradients, inner=new)
-        leaves = jax.tree.leaves(scaled)
+        leaves = jax.tree.leaves((updates, scaled))  # a format without Inf and NaN hides them
         finite = jnp.all(jnp.stack([jnp.isfinite(g).all() for g in leaves]))
         changes = jax.tree.map(lambda u: jnp.where(finite, u, jnp.zeros_like(u)), changes)
         new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, state.inner)

@@ -31,6 +31,8 @@ def test_distances_of_trees():
     assert rules.relative_error(a, b) == pytest.approx(3 / 4)
     assert rules.cosine(a, b) == pytest.approx(4 / 5)
     assert rules.relative_error(a, a) == 0
+    lost = {"x": jnp.array([jnp.nan, 0.0]), "y": jnp.array([4.0])}
+    assert np.isnan(rules.relative_error(lost, a))
 
 
 def test_compare_tells_exact_from_approximate_and_flat_from_growing():

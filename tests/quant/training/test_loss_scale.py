@@ -80,6 +80,15 @@ def test_the_format_of_the_gradients_overflows_where_the_scale_is_dynamic():
     assert float(updates["w"][0]) == -57344 / 2.0**15  # saturates
 
 
+@pytest.mark.parametrize("lost", [jnp.inf, -jnp.inf, jnp.nan])
+def test_a_format_that_only_saturates_does_not_hide_a_gradient_that_is_not_finite(lost):
+    tx = low_precision(optax.sgd(1.0), gradients="e3m2fn", loss_scale=4.0, growth_interval=1)
+    state = tx.init(PARAMS)
+    updates, state = jax.jit(tx.update)({"w": GRADS.at[1].set(lost)}, state, PARAMS)
+    assert (np.asarray(updates["w"]) == 0).all()
+    assert (float(state.scale), int(state.skipped)) == (2.0, 1)
+
+
 def test_an_optimizer_without_a_scale_has_none():
     assert loss_scale(optax.adam(0.1).init(PARAMS)) is None
 

@@ -23,6 +23,8 @@ from ..learning_rules import (
     local_grapes,
     losses,
     ostl,
+    rtrl,
+    sltt,
     with_new_noise,
 )
 from ..learning_rules.rule import Loss
@@ -280,6 +282,10 @@ def make_rule(settings: Rule, seed: int = 0) -> MakeRule:
 def _plain_rule(settings: Rule) -> MakeRule:
     if settings.name == "bptt":
         return functools.partial(bptt, remat_every=settings.remat_every or None)
+    if settings.name == "rtrl":
+        return rtrl
+    if settings.sltt_steps:
+        return functools.partial(sltt, k=settings.sltt_steps)
     if settings.trace_format is not None:
         who = f"rule.trace_format = {settings.trace_format!r}"
         storage(who, settings.trace_format, settings.trace_rounding)

@@ -130,10 +130,11 @@ class Rule:
     0 is the whole sequence (for chunk: up to the update). BPTT always takes the whole sequence.
     """
 
-    name: Literal["bptt", "ostl"] = "ostl"
+    name: Literal["bptt", "ostl", "rtrl"] = "ostl"
     #: the error of a hidden unit counts more, the more weight comes in; or a control of that
     grapes: Literal["propagating", "local", "mean", "perm", "two"] | None = None
     scope: Literal["full", "unit", "no_h", "none", "pre"] = "no_h"
+    sltt_steps: CountOrZero = 0  # of scope "none": steps of a chunk that teach, drawn; 0: all
     cross_layer: Literal["spatial", "chunk"] = "spatial"
     chunk: CountOrZero = 0
     update_every: CountOrZero = 0
@@ -220,6 +221,7 @@ class Experiment:
         _check_network(self.network)
         _check_precision(self.memory, self.optimizer)
         if self.rule.name != "bptt":
+            _check_scope(self.rule)
             _check_chunks(self.rule, self.encoder)
         return self
 
@@ -262,6 +264,20 @@ def _check_precision(memory: Memory, optimizer: Optimizer) -> None:
         )
 
 
+def _check_scope(rule: Rule) -> None:
+    chosen = 'rule.name = "rtrl"' if rule.name == "rtrl" else f'rule.scope = "{rule.scope}"'
+    if rule.sltt_steps and chosen != 'rule.scope = "none"':
+        raise ValueError(
+            f"rule.sltt_steps = {rule.sltt_steps} does not apply to {chosen}: leave it out, or "
+            'choose rule.name = "ostl" and rule.scope = "none"'
+        )
+    if rule.trace_format is not None and chosen.endswith(('"rtrl"', '"none"', '"pre"')):
+        raise ValueError(
+            f"rule.trace_format = {rule.trace_format!r} does not apply to {chosen}, which keeps no "
+            "trace in a format: leave it out"
+        )
+
+
 def _check_chunks(rule: Rule, encoder: Encoder) -> None:
     if rule.chunk and rule.update_every % rule.chunk:
         raise ValueError(
@@ -287,7 +303,8 @@ def resolve(experiment: Experiment) -> Experiment:
     if data.data_dir is not None:
         data = dataclasses.replace(data, data_dir=str(Path(data.data_dir).expanduser().absolute()))
     if rule.name == "bptt":
-        rule = dataclasses.replace(rule, chunk=0, update_every=0, trace_format=None)
+        off = {"chunk": 0, "update_every": 0, "sltt_steps": 0, "trace_format": None}
+        rule = dataclasses.replace(rule, **off)
     return dataclasses.replace(experiment, data=data, rule=rule)
 
 

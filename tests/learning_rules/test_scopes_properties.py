@@ -10,7 +10,9 @@ from flax import nnx
 
 from spikebit import learning_rules as rules
 from spikebit.quant.state_formats import state_formats
-from spikebit.simulator import LeakyReadout, LIFCell, Network, SNUCell
+from spikebit.simulator import LeakyReadout, LIFCell, Network, SNUCell, experiment
+from spikebit.simulator.build import make_rule
+from spikebit.simulator.rules_table import rules_table
 
 pytestmark = pytest.mark.usefixtures("compile_quickly")
 STEPS, BATCH, N_IN, N, N_OUT = 12, 3, 5, 6, 4
@@ -211,3 +213,49 @@ def test_ottt_online_and_accumulated_by_a_loop_in_numpy():
         state, out = step(now, state, xs[t : t + 1], weights[t : t + 1])
         now = jax.tree.map(lambda p, g: p - rate * g, now, out.grads)
     assert rules.relative_error(jax.tree.map(jnp.subtract, now, params), online - w0) <= 1e-4
+
+
+@pytest.mark.parametrize(
+    ("settings", "make"),
+    [
+        ({"name": "rtrl"}, rules.rtrl),
+        ({"scope": "unit"}, partial(rules.ostl, scope="unit")),
+        ({"scope": "none"}, rules.sltt),
+        ({"scope": "none", "sltt_steps": 2}, partial(rules.sltt, k=2)),
+        ({"scope": "pre"}, rules.ottt),
+    ],
+)
+def test_an_experiment_names_each_rule(settings, make):
+    net, key = network(partial(LIFCell, detach_reset=True)), jax.random.key(5)
+    rule = make_rule(experiment.Experiment(rule=experiment.Rule(**settings)).rule)(net, LOSS)
+    got = gradient(rule, net, data(), 4, key)
+    assert all(
+        np.array_equal(a, b)
+        for a, b in zip(
+            jax.tree.leaves(got),
+            jax.tree.leaves(gradient(make(net, LOSS), net, data(), 4, key)),
+            strict=True,
+        )
+    )
+
+
+def test_settings_of_another_rule_are_refused_and_bptt_ignores_them():
+    bad = [
+        ({"sltt_steps": 2}, r'sltt_steps = 2 does not apply to rule\.scope = "no_h"'),
+        ({"name": "rtrl", "scope": "none", "sltt_steps": 2}, r'apply to rule\.name = "rtrl"'),
+        ({"name": "rtrl", "trace_format": "e5m2"}, r'apply to rule\.name = "rtrl", which keeps no'),
+        ({"scope": "pre", "trace_format": "e5m2"}, r'apply to rule\.scope = "pre", which keeps no'),
+    ]
+    for settings, message in bad:
+        with pytest.raises(ValueError, match=message):
+            experiment.Experiment(rule=experiment.Rule(**settings))
+        plain = experiment.Rule(**settings | {"name": "bptt"})
+        rule = experiment.resolve(experiment.Experiment(rule=plain)).rule
+        assert (rule.sltt_steps, rule.trace_format) == (0, None)
+
+
+def test_the_table_tells_the_exact_rules_from_the_others():
+    sizes = {"inputs": 3, "hidden": 4, "outputs": 2, "steps": 8, "batch": 2}
+    rows = {r["rule"]: r for r in rules_table(["rtrl", "snap1", "sltt"], cell="gru", **sizes)}
+    assert rows["rtrl"]["relative_error"] <= 1e-5
+    assert 0.05 < rows["snap1"]["relative_error"] < rows["sltt"]["relative_error"]

@@ -4,12 +4,13 @@ Whoever computes gradients multiplies the loss by `loss_scale(state)`; the optim
 divides again. What format the gradients are in is said in `optimizers`.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 _GROWTH = 2.0
 _LARGEST = 2.0**126  # S, and 1 / S, stay normal numbers of float32
@@ -31,14 +32,15 @@ def loss_scaling(
     *,
     gradients: optax.GradientTransformation | None = None,
     growth_interval: int | None = None,
+    fits: Callable[[Array], Bool[Array, "*dims"]] = jnp.isfinite,
 ) -> optax.GradientTransformationExtraArgs:
     """An optimizer that is given the gradients of S times the loss.
 
     They go through `gradients` as they are, are divided by S, and reach `tx`. If S is a power of
     two, nothing changes but what would have under- or overflowed.
 
-    A dynamic scale is halved, but not below 1, when a gradient is not finite; that update is left
-    out, the state of `tx` included. After `growth_interval` finite updates it doubles.
+    A dynamic scale is halved, but not below 1, when a gradient is not finite or does not fit; that
+    update is left out, the state of `tx` included. After `growth_interval` others it doubles.
 
     Args:
         tx: any optimizer.
@@ -46,6 +48,8 @@ def loss_scaling(
         gradients: what happens to the scaled gradients, such as `quantize_gradients("e5m2",
             overflow="spec")`; None: nothing.
         growth_interval: None keeps the scale and every update.
+        fits: where scaled gradients can be held, for a format that only saturates and so hides an
+            overflow: its `Format.inside`.
 
     Raises:
         ValueError: a scale that is no positive number of a size that float32 can invert, or an
@@ -78,8 +82,9 @@ def loss_scaling(
         changes, new = inner.update(plain, state.inner, params, **extra)
         if growth_interval is None:
             return changes, state._replace(gradients=gradients, inner=new)
-        leaves = jax.tree.leaves((updates, scaled))  # a format without Inf and NaN hides them
-        finite = jnp.all(jnp.stack([jnp.isfinite(g).all() for g in leaves]))
+        held = [fits(g).all() for g in jax.tree.leaves(updates)]
+        held += [jnp.isfinite(g).all() for part in (updates, scaled) for g in jax.tree.leaves(part)]
+        finite = jnp.all(jnp.stack(held))
         changes = jax.tree.map(lambda u: jnp.where(finite, u, jnp.zeros_like(u)), changes)
         new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, state.inner)
         good = jnp.where(finite, state.good + 1, 0)

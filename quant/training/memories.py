@@ -15,6 +15,7 @@ from ..memory import StoredWeights, WeightMemory, float32
 from ..qtensor import QTensor, decode, encode
 from ..quantize import quantize
 from ..rounding import check_rounding
+from ..storage import check_has_zero
 
 
 def master_copy(fmt: Format | str, rounding: str = "nearest_even") -> WeightMemory:
@@ -60,25 +61,28 @@ class CompensatedWeights(NamedTuple):
         return self.memory.lost
 
 
-def compensated(memory: WeightMemory, fmt: Format | str = "bfloat16") -> WeightMemory:
+def compensated(memory: WeightMemory, fmt: Format | str = "float32") -> WeightMemory:
     r"""A memory whose losses are kept, and added to the next update (Kahan summation).
 
     With c the remainder, each update asks for $t = u + c$, looks what became of it, and keeps
     $c \leftarrow Q(t - (p' - p))$. So p + c is the exact sum, but for the rounding of c: each step
-    adds an error of half a step of `fmt` at c, while c itself is no larger than half a step of the
-    weights and the last update. Where weights saturate, c grows until its own format saturates.
+    adds an error of half a step of `fmt` at c. A narrow `fmt` is for weights whose own steps are
+    small, so that c is: with bfloat16 weights, bfloat16 will do. Where steps are large, or weights
+    saturate (the largest of a block in MX formats does), c grows until its steps exceed an update,
+    and then no update reaches it any more.
 
     Args:
         memory: any memory that is read without a key, such as `number_format("bfloat16")`.
         fmt: the format of the remainder, or its name.
 
     Raises:
-        ValueError: an unknown format.
+        ValueError: an unknown format, or one without 0.
 
     References:
         Revisiting BFloat16 training, arXiv:2010.06192 (Kahan summation of weights).
     """
     fmt = parse(fmt)
+    check_has_zero("compensated", fmt)
 
     def init(params: PyTree, key: PRNGKeyArray | None = None) -> CompensatedWeights:
         leaves = jax.tree.leaves(params)

@@ -170,17 +170,31 @@ def low_precision(
             `loss_scaling`; None: of the loss itself.
         growth_interval: with a loss scale: makes it dynamic.
 
+    Raises:
+        ValueError: see these; a growth interval without a loss scale.
+
     >>> tx = low_precision(optax.adam(1e-3), gradients="e5m2", state="bfloat16")
     """
+    if growth_interval is not None and loss_scale is None:
+        raise ValueError(
+            f"low_precision(growth_interval={growth_interval}): there is no scale to grow; give "
+            "loss_scale=2.0**15 with it."
+        )
+    _check("low_precision", rounding)
     inner = optax.with_extra_args_support(
         tx if state is None else quantize_state(tx, state, rounding)
     )
     overflow = "spec" if loss_scale is not None and growth_interval is not None else "saturate"
-    first = None
+    first, fits = None, jnp.isfinite
     if gradients is not None:
-        first = quantize_gradients(gradients, rounding, overflow=overflow)
+        fmt = parse(gradients)
+        first = quantize_gradients(fmt, rounding, overflow=overflow)
+        if fmt.steps is None and not fmt.has_nan:  # an overflow only saturates
+            fits = fmt.inside
     if loss_scale is not None:
-        return loss_scaling(inner, loss_scale, gradients=first, growth_interval=growth_interval)
+        return loss_scaling(
+            inner, loss_scale, gradients=first, growth_interval=growth_interval, fits=fits
+        )
     return inner if first is None else optax.with_extra_args_support(optax.chain(first, inner))
 
 

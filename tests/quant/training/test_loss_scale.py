@@ -6,6 +6,7 @@ import numpy as np
 import optax
 import pytest
 
+from spikebit.quant import parse
 from spikebit.quant.training import loss_scale, loss_scaling, low_precision
 
 PARAMS = {"w": jnp.zeros(4)}
@@ -89,8 +90,36 @@ def test_a_format_that_only_saturates_does_not_hide_a_gradient_that_is_not_finit
     assert (float(state.scale), int(state.skipped)) == (2.0, 1)
 
 
+@pytest.mark.parametrize("fmt", ["e3m2fn", "fixed8.4", "e5m2"])
+def test_a_dynamic_scale_stays_where_the_gradients_fit(fmt):
+    """Equal gradients of 1: the weight goes down by lr a step, but for a few that are left out."""
+    steps, rate = 300, 1e-3
+    tx = low_precision(optax.sgd(rate), gradients=fmt, loss_scale=2.0**10, growth_interval=20)
+    largest = parse(fmt).max
+
+    def step(carry, _):
+        params, state = carry
+        scaled = {"w": jnp.ones(3) * loss_scale(state)}
+        updates, state = tx.update(scaled, state, params)
+        return (optax.apply_updates(params, updates), state), loss_scale(state)
+
+    start = {"w": jnp.zeros(3)}
+    (params, state), scales = jax.lax.scan(step, (start, tx.init(start)), None, length=steps)
+    taken = steps - int(state.skipped)
+    np.testing.assert_allclose(params["w"], -rate * taken, rtol=1e-4)
+    assert 0 < int(state.skipped) <= 10 + 1 + steps // 20
+    assert float(scales[-1]) <= 2 * largest
+
+
 def test_an_optimizer_without_a_scale_has_none():
     assert loss_scale(optax.adam(0.1).init(PARAMS)) is None
+
+
+def test_settings_that_would_do_nothing_are_refused():
+    with pytest.raises(ValueError, match=r"growth_interval=10\): there is no scale to grow"):
+        low_precision(optax.sgd(1.0), growth_interval=10)
+    with pytest.raises(ValueError, match=r"low_precision.*'stoch'"):
+        low_precision(optax.sgd(1.0), rounding="stoch")
 
 
 @pytest.mark.parametrize(

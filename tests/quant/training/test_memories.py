@@ -46,7 +46,7 @@ def test_ten_thousand_small_updates_of_a_bfloat16_weight():
 @pytest.mark.parametrize("fmt", ["e4m3fn", "fixed8.4", "int8", "bfloat16"])
 @pytest.mark.parametrize("rounding", ["nearest_even", "stochastic"])
 def test_weight_and_remainder_together_are_the_exact_sum(fmt, rounding):
-    memory = compensated(number_format(fmt, rounding), "float32")
+    memory = compensated(number_format(fmt, rounding))
     rng = np.random.default_rng(0)
     params = {"w": jnp.asarray(rng.uniform(-2, 2, 30), jnp.float32)}
     state, update = memory.init(params, jax.random.key(0)), jax.jit(memory.update)
@@ -66,6 +66,21 @@ def test_weight_and_remainder_together_are_the_exact_sum(fmt, rounding):
     assert max(abs(a - b) for a, b in zip(sums, exact, strict=True)) <= 20 * 4 * 2.0**-23
     assert losses(state)["w"]["writes"] > 30
     assert (weights != start).any()
+
+
+def test_a_block_whose_largest_weight_saturates_still_gets_its_small_updates():
+    """The remainder of such a weight is large, so that it needs the digits of float32."""
+    memory = compensated(number_format("mxfp4"))
+    params = {"w": jnp.linspace(0.5, 1.0, 64)}
+    state, n, step = memory.init(params, None), 500, jnp.full(64, -1e-4)
+    first = np.asarray(memory.read(state, None)["w"], np.float64)
+    update = jax.jit(
+        lambda s: jax.lax.fori_loop(0, n, lambda _, s: memory.update(s, {"w": step}), s)
+    )
+    state = update(state)
+    whole = np.asarray(memory.read(state, None)["w"]) + np.asarray(state.remainder[0].dequantize())
+    # n roundings of sums below 2, which is 2 ** -24 each
+    np.testing.assert_allclose(whole, first - n * 1e-4, rtol=0, atol=n * 2.0**-24 + 1e-6)
 
 
 def test_without_losses_there_is_no_remainder():

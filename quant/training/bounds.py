@@ -51,8 +51,10 @@ import numpy as np
 from ..formats import parse
 from ..grid import Format
 from ..integer import FixedPoint
+from ..logarithmic import Logarithmic
 from ..minifloat import Minifloat
 from ..rounding import ROUNDINGS
+from ..storage import check_has_zero
 
 
 class Spacing(NamedTuple):
@@ -80,8 +82,8 @@ def spacing(fmt: Format | str) -> Spacing:
     absolute one being the larger gap about 0.
 
     Raises:
-        ValueError: a format whose unit is a scale given at use, or of more than 16 bits that is
-            neither of the two.
+        ValueError: a format whose unit is a scale given at use, one without 0, or one of more than
+            16 bits that is neither of the two.
 
     >>> spacing("fixed8.4"), spacing("e4m3fn")
     (Spacing(relative=0.0, absolute=0.0625), Spacing(relative=0.125, absolute=0.001953125))
@@ -92,6 +94,7 @@ def spacing(fmt: Format | str) -> Spacing:
             f"spacing({fmt.name}): its unit is a scale found from the numbers, so its steps are "
             "not known beforehand: give a format with a unit of its own, such as fixed8.4 or e4m3fn"
         )
+    check_has_zero("spacing", fmt)
     if isinstance(fmt, FixedPoint):
         return Spacing(0.0, fmt.smallest)
     if isinstance(fmt, Minifloat):
@@ -111,7 +114,9 @@ def rounding_errors(fmt: Format | str, rounding: str, size: int, norm: float | i
     With gaps $\Delta_i \le \max(\rho |y_i|, \eta)$ (`spacing`), to nearest each entry moves by at
     most $\Delta_i / 2$ and the vector by $\frac12 \sqrt{\rho^2 \|y\|^2 + n \eta^2}$: S of fixed
     point is $\sqrt n D / 2$, of a float $u \|y\|$ and a little, u = 2^-(M+1). Directed rounding
-    moves twice as far. Stochastic rounding has no mean error and the variance
+    moves twice as far, and powers of two to the nearest in the logarithm $\sqrt 2$ times as far (a
+    number just below the smallest over $\sqrt 2$ goes to 0). Stochastic rounding has no mean error
+    and the variance
     $(|y| - lo)(hi - |y|) \le \Delta_i^2 / 4$.
 
     Args:
@@ -138,7 +143,10 @@ def rounding_errors(fmt: Format | str, rounding: str, size: int, norm: float | i
     gap = math.hypot(relative * norm, math.sqrt(size) * absolute)
     if rounding == "stochastic":
         return Errors(0.0, gap**2 / 4)
-    return Errors(gap / 2 if rounding.startswith("nearest") else gap, 0.0)
+    if not rounding.startswith("nearest"):
+        return Errors(gap, 0.0)
+    in_logarithm = isinstance(fmt, Logarithmic) and fmt.midpoint == "geometric"
+    return Errors(gap * (math.sqrt(0.5) if in_logarithm else 0.5), 0.0)
 
 
 def dot_error(fmt: Format | str, length: int) -> float:
@@ -152,7 +160,7 @@ def dot_error(fmt: Format | str, length: int) -> float:
         length: n, terms of the sum.
 
     Raises:
-        ValueError: a format that is no minifloat, or n so large that n u >= 1.
+        ValueError: a format that is no minifloat, n below 1, or so large that n u >= 1.
     """
     fmt = parse(fmt)
     if not isinstance(fmt, Minifloat):
@@ -160,6 +168,8 @@ def dot_error(fmt: Format | str, length: int) -> float:
             f"dot_error({fmt.name}): relative errors are known of minifloats only, such as e4m3fn; "
             "fixed point sums exactly until it saturates."
         )
+    if length < 1:
+        raise ValueError(f"dot_error({fmt.name}): length is {length}; a sum has at least one term.")
     nu = length * 2.0 ** -(fmt.mantissa_bits + 1)
     if nu >= 1:
         raise ValueError(
@@ -190,8 +200,9 @@ def distance_floor(
         steps: K, iterations; without end, the bound of the limit inferior.
 
     Raises:
-        ValueError: a step, distance, start or number of steps that is out of range.
+        ValueError: a step, distance, start, error or number of steps that is out of range.
     """
+    _check_errors("distance_floor", gradient=gradient, update=update)
     if not (step > 0 and distance >= 0 and start >= 0 and steps >= 1):
         raise ValueError(
             f"distance_floor: needs step > 0, distance >= 0, start >= 0 and steps >= 1; got "
@@ -209,7 +220,15 @@ def suboptimality_floor(delta: float | int, *, constant: float | int, power: flo
         delta: as `distance_floor` gives it.
         constant: L.
         power: p > 0.
+
+    Raises:
+        ValueError: a number below 0.
     """
+    if not (delta >= 0 and constant >= 0 and power > 0):
+        raise ValueError(
+            "suboptimality_floor: needs delta >= 0, constant >= 0 and power > 0; got "
+            f"delta={delta}, constant={constant}, power={power}."
+        )
     return constant * delta**power
 
 
@@ -218,5 +237,19 @@ def best_step(update: Errors, *, distance: float | int) -> float:
 
     Biased: $\sqrt{S^2 + 2 S d}$, unbiased: $\sigma_s$; with both,
     $\sqrt{S^2 + 2 S d + \sigma_s^2}$, where the derivative of the floor by v is 0.
+
+    Raises:
+        ValueError: an error or a distance below 0.
     """
+    _check_errors("best_step", update=update)
+    if not distance >= 0:
+        raise ValueError(f"best_step: needs distance >= 0; got {distance}.")
     return math.sqrt(update.bias**2 + 2 * update.bias * distance + update.variance)
+
+
+def _check_errors(who: str, **errors: Errors) -> None:
+    for name, (bias, variance) in errors.items():
+        if not (bias >= 0 and variance >= 0):
+            raise ValueError(
+                f"{who}: {name} is {Errors(bias, variance)}; a bound of an error is at least 0."
+            )

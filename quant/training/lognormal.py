@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from ..integer import FixedPoint
-from ..minifloat import Minifloat
+from ..minifloat import Minifloat, widen
 from ..quantize import quantize
 
 _BISECTIONS = 60  # of an interval of 60 sigma or so: below the last bit of a float32
@@ -37,11 +37,12 @@ def fit(x: Float[Array, "*dims"]) -> Lognormal:
         Neural gradients are near-lognormal: improved quantized and sparse training,
         arXiv:2006.08173.
     """
-    seen = (x != 0) & jnp.isfinite(x)
-    logs = jnp.log(jnp.where(seen, jnp.abs(x), jnp.ones_like(x)))
-    number = jnp.maximum(seen.sum(), 1).astype(x.dtype)
+    wide = widen(x)  # a count is beyond a float16
+    seen = (wide != 0) & jnp.isfinite(wide)
+    logs = jnp.log(jnp.where(seen, jnp.abs(wide), jnp.ones_like(wide)))
+    number = jnp.maximum(seen.sum(), 1).astype(wide.dtype)
     mu = jnp.sum(logs) / number
-    deviation = jnp.where(seen, logs - mu, jnp.zeros_like(x))
+    deviation = jnp.where(seen, logs - mu, jnp.zeros_like(wide))
     return Lognormal(mu, jnp.sqrt(jnp.sum(deviation**2) / number))
 
 
@@ -58,7 +59,9 @@ def sparsity(threshold: Float[Array, "*dims"], model: Lognormal) -> Float[Array,
     return normal(z) - lifted * normal(z - model.sigma)
 
 
-def threshold_for(share: float | Float[Array, "*dims"], model: Lognormal) -> Float[Array, "*dims"]:
+def threshold_for(
+    share: float | int | Float[Array, "*dims"], model: Lognormal
+) -> Float[Array, "*dims"]:
     """The threshold at which `prune` makes this share of the non-zero numbers zero.
 
     Found by bisection in its logarithm; the share grows with it.
@@ -70,7 +73,7 @@ def threshold_for(share: float | Float[Array, "*dims"], model: Lognormal) -> Flo
     Raises:
         ValueError: a share beyond these, where it is a number.
     """
-    if isinstance(share, float) and not 0 < share < 1:
+    if not isinstance(share, Array) and not 0 < share < 1:
         raise ValueError(f"threshold_for(share={share}): the share must be between 0 and 1.")
     middle = model.mu + model.sigma**2 / 2  # of what the threshold weighs
 
@@ -135,13 +138,15 @@ def best_split(bits: int, sigma: float, peak: float = PEAK) -> tuple[int, int]:
         peak: see `relative_error`.
 
     Raises:
-        ValueError: for other numbers of bits.
+        ValueError: for other numbers of bits, or a sigma that is not above 0.
 
     References:
         Neural gradients are near-lognormal, arXiv:2006.08173.
     """
     if not 3 <= bits <= 12:
         raise ValueError(f"best_split(bits={bits}): bits must be from 3 to 12.")
+    if not sigma > 0:
+        raise ValueError(f"best_split(sigma={sigma}): sigma must be above 0.")
     splits = [(e, bits - 1 - e) for e in range(1, min(bits - 1, 7) + 1)]
     errors = {(e, m): relative_error(_float(e, m), sigma, peak) for e, m in splits}
     return min(errors, key=errors.__getitem__)

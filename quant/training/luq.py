@@ -17,6 +17,8 @@ from jax.dtypes import float0
 from jaxtyping import Array, Float, PRNGKeyArray, UInt32
 
 from ..formats import parse
+from ..integer import AsymmetricInteger, Integer
+from ..minifloat import widen
 from ..quantize import quantize
 from ..scaling import absmax
 
@@ -67,14 +69,19 @@ class LUQ:
 
     def __post_init__(self) -> None:
         for fmt in (self.weights, self.activations, self.gradients):
-            if fmt is not None:
-                parse(fmt)
+            if fmt is not None and parse(fmt).steps is None:
+                raise ValueError(
+                    f"LUQ: {parse(fmt).name} has a unit of its own, so numbers of another size "
+                    "saturate: use formats that find a scale, such as int4 and log4."
+                )
         if self.rounding not in GRADIENT_ROUNDINGS:
             raise ValueError(
                 f"LUQ(rounding={self.rounding!r}): choose one of {', '.join(GRADIENT_ROUNDINGS)}."
             )
-        if self.samples < 1:
-            raise ValueError(f"LUQ(samples={self.samples}): at least one sample is needed.")
+        if not isinstance(self.samples, int) or self.samples < 1:
+            raise ValueError(f"LUQ(samples={self.samples}): give a whole number of samples >= 1.")
+        if not np.isfinite([self.c1, self.c2]).all():
+            raise ValueError(f"LUQ(c1={self.c1}, c2={self.c2}): the coefficients must be numbers.")
 
 
 def sawb_clip(x: Float[Array, "*dims"], *, c1: float, c2: float) -> Float[Array, ""]:
@@ -85,18 +92,28 @@ def sawb_clip(x: Float[Array, "*dims"], *, c1: float, c2: float) -> Float[Array,
     non-negative gets the clip of the symmetric numbers it came from. Between mean |x| and max |x|,
     where the fit would leave them (nearly constant numbers).
     """
-    magnitude = jnp.abs(x)
-    number = jnp.maximum(jnp.sum(magnitude > 0), 1).astype(x.dtype)
+    magnitude = jnp.abs(widen(x))  # counts and squares are beyond a float16
+    number = jnp.maximum(jnp.sum(magnitude > 0), 1).astype(magnitude.dtype)
     mean, square = magnitude.sum() / number, (magnitude**2).sum() / number
-    return jnp.clip(c1 * jnp.sqrt(square) - c2 * mean, mean, absmax(x))
+    clip = jnp.clip(c1 * jnp.sqrt(square) - c2 * mean, mean, absmax(magnitude))
+    return clip.astype(x.dtype)
 
 
 def quantize_forward(x: Float[Array, "*dims"], fmt: str | None, luq: LUQ) -> Float[Array, "*dims"]:
-    """Weights or activations as they go into a product: clipped, then rounded to nearest."""
+    """Weights or activations as they go into a product: clipped, then rounded to nearest.
+
+    An asymmetric integer takes the symmetric grid of as many bits where both ends are clipped: its
+    own would put 0 half-way between two codes, and the last bit of x would decide which.
+    """
     if fmt is None:
         return x
     clip = sawb_clip(x, c1=luq.c1, c2=luq.c2)
-    return quantize(jnp.clip(x, -clip, clip), fmt)
+    clipped, own = jnp.clip(x, -clip, clip), parse(fmt)
+    q = quantize(clipped, own)
+    if not isinstance(own, AsymmetricInteger) or own.bits < 2:
+        return q
+    both = (clipped.min() == -clip) & (clipped.max() == clip) & (clip > 0)
+    return jnp.where(both, quantize(clipped, Integer(own.bits)), q)
 
 
 def quantize_gradient(

@@ -31,7 +31,8 @@ TEXT = (
     "step of the format, rounding to nearest loses every update and the run stays where it "
     "started; stochastic rounding does not. The network is not quasi-convex, so there the bound, "
     "with the constants seen on the way, is no guarantee; how often its assumption fails is the "
-    "column `outside`."
+    "column `outside`. The bound knows no saturation: how many entries of gradients do is "
+    "`saturated`."
 )
 
 
@@ -54,6 +55,8 @@ def cases(settings: Settings, seed: int) -> list[dict[str, Any]]:
     """The product of problems, formats, roundings and steps."""
     for fmt in (*settings.formats, settings.gradient_format):
         bounds.spacing(fmt)
+    for name in settings.problems:
+        _check_box(settings, name, np.asarray(_sgd_problems.problem(name, seed).minimum))
     return [
         {"problem": problem, "format": fmt, "rounding": rounding, "step": step}
         for problem in settings.problems
@@ -61,6 +64,22 @@ def cases(settings: Settings, seed: int) -> list[dict[str, Any]]:
         for rounding in settings.roundings
         for step in settings.steps
     ]
+
+
+def _check_box(settings: Settings, name: str, minimum: np.ndarray) -> None:
+    """A format that ends before the minimum, or before a gradient of norm 1, bounds nothing."""
+    for setting, wanted, formats in (
+        (f"study.formats: the minimum of the {name} problem", minimum, settings.formats),
+        ("study.gradient_format: a gradient of norm 1", [-1, 1], [settings.gradient_format]),
+    ):
+        low, high = float(np.min(wanted)), float(np.max(wanted))
+        for fmt in formats:
+            found = quant.parse(fmt)
+            if low < found.min or high > found.max:
+                raise ValueError(
+                    f"{setting} has entries from {low:.3g} to {high:.3g}, and {fmt} ends at "
+                    f"{found.min:.3g} and {found.max:.3g}: choose a format that reaches further"
+                )
 
 
 def measure(settings: Settings, seed: int, case: Mapping[str, Any]) -> dict[str, Any]:
@@ -72,7 +91,9 @@ def measure(settings: Settings, seed: int, case: Mapping[str, Any]) -> dict[str,
     beyond the bound (the theorem for stochastic errors is about their mean; this asks for more),
     `stagnated` the share of updates that changed nothing, and `outside` the share of visited points
     where the gradient does not point as far away from the minimum as the bound assumes: 0 if f is
-    quasi-convex. Of the network, which is not, L is the largest that was seen.
+    quasi-convex. Of the network, which is not, L is the largest that was seen. `saturated` is the
+    share of the entries of noisy gradients beyond their format: an error that the bound does not
+    know of, so that a run in which there are some is no test of it.
     """
     runs = _runs(settings, seed, case["problem"], case["format"], case["rounding"])
     found = _Runs(*(a[settings.steps.index(case["step"])] for a in runs))
@@ -108,6 +129,7 @@ def measure(settings: Settings, seed: int, case: Mapping[str, Any]) -> dict[str,
         "violated": int((best > bound(settings.iterations)).sum()),
         "stagnated": float(found.stagnated),
         "outside": float(outside.mean()),
+        "saturated": float(found.saturated),
         "constant": constant,
         "distance": distance,
     }
@@ -154,6 +176,7 @@ def summary(settings: Settings, rows: Sequence[Mapping[str, Any]]) -> dict[str, 
         "violated": sum(row["violated"] for row in rows),
         "closest_to_bound": max(row["worst"] / row["bound"] for row in rows),
         "outside": max(row["outside"] for row in rows),
+        "gradients_saturated": max(row["saturated"] for row in rows),
         "best_of_smallest_step": reached,
     }
 
@@ -169,13 +192,14 @@ class _Runs(NamedTuple):
     reach: np.ndarray  # (steps,): the largest norm that was rounded for storage,
     gradient_reach: np.ndarray  # and of a gradient with its noise
     stagnated: np.ndarray  # (steps,): share of updates other than 0 that changed nothing
+    saturated: np.ndarray  # (steps,): share of the entries of gradients beyond their format
 
 
 @functools.lru_cache(maxsize=2)  # the cases of one problem, format and rounding differ in v only
 def _runs(settings: Settings, seed: int, name: str, fmt: str, rounding: str) -> _Runs:
     problem = _sgd_problems.problem(name, seed)
     n, minimum = len(problem.minimum), problem.minimum
-    draws = rounding == "stochastic"
+    draws, gradient_format = rounding == "stochastic", quant.parse(settings.gradient_format)
 
     def one(start: Array, key: Array, v: Array):
         def iterate(x: Array, i: Array):
@@ -186,7 +210,7 @@ def _runs(settings: Settings, seed: int, name: str, fmt: str, rounding: str) -> 
             noise = jax.random.normal(noise_key, (n,)) * (settings.noise / math.sqrt(n))
             noisy = normal + noise
             rounded = quant.quantize(
-                noisy, settings.gradient_format, rounding=rounding,
+                noisy, gradient_format, rounding=rounding,
                 key=gradient_key if draws else None,
             )  # fmt: skip
             y = x - v * rounded
@@ -194,7 +218,8 @@ def _runs(settings: Settings, seed: int, name: str, fmt: str, rounding: str) -> 
             moved = jnp.where(rounded == 0, 0, jnp.where(new == x, 1, 0)).sum()
             norms = [jnp.linalg.norm(a) for a in (x - minimum, y, noisy)]
             seen = (problem.outer(h), normal @ (x - minimum), *norms)
-            return new, (*seen, moved, (rounded != 0).sum())
+            beyond = (~gradient_format.inside(noisy)).mean()
+            return new, (*seen, moved, (rounded != 0).sum(), beyond)
 
         return jax.lax.scan(iterate, start, jnp.arange(settings.iterations))[1]
 
@@ -204,7 +229,7 @@ def _runs(settings: Settings, seed: int, name: str, fmt: str, rounding: str) -> 
     starts = quant.quantize(minimum + ways, fmt)
     over_seeds = jax.vmap(one, in_axes=(0, 0, None), out_axes=1)
     run = jax.jit(jax.vmap(over_seeds, in_axes=(None, None, 0)))
-    value, inner, distance, reach, gradient_reach, still, written = (
+    value, inner, distance, reach, gradient_reach, still, written, beyond = (
         np.asarray(a) for a in run(starts, keys, jnp.asarray(settings.steps))
     )
     ratio = value / np.maximum(distance, np.finfo(np.float32).tiny) ** problem.power
@@ -212,4 +237,5 @@ def _runs(settings: Settings, seed: int, name: str, fmt: str, rounding: str) -> 
     share = still.sum((1, 2)) / np.maximum(written.sum((1, 2)), 1)
     first = distance[:, 0].max(-1)
     constant = ratio.max((1, 2))
-    return _Runs(value, inner, constant, first, farthest, most, most_of_gradient, share)
+    saturated = beyond.mean((1, 2))
+    return _Runs(value, inner, constant, first, farthest, most, most_of_gradient, share, saturated)

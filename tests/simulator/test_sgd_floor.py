@@ -1,5 +1,7 @@
 """The study of SGD's floor: what it measures, and that it would see a bound that is too low."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -139,3 +141,38 @@ def test_pictures_show_every_format(rows):
     assert lines[0].get_color() == plots.COLOURS[0]
     shown = [row(rows, problem="convex", rounding="nearest_even", step=v) for v in SMALL.steps]
     np.testing.assert_allclose(lines[2].get_ydata(), [r["bound"] for r in shown])
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"formats": ("fixed8.8",)}, "study.formats: the minimum of the convex problem"),
+        ({"gradient_format": "fixed4.8"}, "study.gradient_format: a gradient of norm 1"),
+        ({"gradient_format": "e8m0fnu"}, "e8m0fnu is a format of scales"),
+    ],
+)
+def test_a_format_that_ends_too_early_is_refused(changed, said):
+    with pytest.raises(ValueError, match=said):
+        sgd_floor.cases(dataclasses.replace(SMALL, **changed), 0)
+
+
+def test_gradients_that_saturate_are_counted():
+    loud = dataclasses.replace(
+        SMALL,
+        problems=("convex",),
+        steps=(0.05,),
+        iterations=50,
+        gradient_format="fixed4.2_symmetric",
+    )
+    (least,) = [sgd_floor.measure(loud, 0, case) for case in sgd_floor.cases(loud, 0)[:1]]
+    assert least["saturated"] == 0  # it ends at 1.75
+    wild = dataclasses.replace(loud, noise=5.0)
+    (row,) = [sgd_floor.measure(wild, 0, case) for case in sgd_floor.cases(wild, 0)[:1]]
+    # the noise has deviation 5 / sqrt(10) = 1.58 an entry: beyond 1.75 more than a quarter
+    assert 0.2 < row["saturated"] < 0.4
+    assert (
+        sgd_floor.summary(
+            wild, [row | {"problem": "convex", "format": "a", "rounding": "b", "step": 0.05}]
+        )["gradients_saturated"]
+        == row["saturated"]
+    )

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from spikebit.quant import parse, quantize
 from spikebit.quant.training import bounds
-from spikebit.quant.training.bounds import Errors
+from spikebit.quant.training.bounds import EXACT, Errors
 
 LISTED = ("fixed8.4", "fixed6.-2", "e4m3fn", "e5m2", "e2m1fn", "e3m4", "bfloat16", "e3m0")
 
@@ -53,7 +53,7 @@ KINDS = st.sampled_from(["nearest_even", "nearest_away", "toward_zero", "up", "d
 
 
 @settings(max_examples=60, deadline=None)
-@given(VECTORS, st.sampled_from(LISTED[:1] + LISTED[2:]), KINDS)
+@given(VECTORS, st.sampled_from((*LISTED[:1], *LISTED[2:], "log4_from-3_geometric")), KINDS)
 def test_no_vector_moves_further_than_said(x, name, rounding):
     x = jnp.asarray(x, jnp.float32)
     moved = np.asarray(quantize(x, name, rounding=rounding), np.float64) - np.asarray(x)
@@ -61,6 +61,13 @@ def test_no_vector_moves_further_than_said(x, name, rounding):
     errors = bounds.rounding_errors(name, rounding, len(x), norm)
     assert np.linalg.norm(moved) <= errors.bias * (1 + 1e-6)
     assert errors.variance == 0
+
+
+def test_the_nearest_in_the_logarithm_moves_further_than_half_a_gap():
+    x = 0.125 * 0.7071  # just below the smallest value over sqrt(2)
+    assert quantize(jnp.float32(x), "log4_from-3_geometric") == 0
+    bias = bounds.rounding_errors("log4_from-3_geometric", "nearest_even", 1, 0.0).bias
+    assert x <= bias <= 1.001 * x
 
 
 def test_the_constants_are_reached():
@@ -164,6 +171,14 @@ def test_an_adversary_can_do_no_more_than_the_bound_and_nearly_as_much():
         (lambda: bounds.distance_floor(0.0, distance=1.0), "step > 0.*step=0.0"),
         (lambda: bounds.distance_floor(0.1, distance=-1.0), "distance=-1.0"),
         (lambda: bounds.distance_floor(0.1, distance=1.0, steps=0), "steps=0"),
+        (lambda: bounds.distance_floor(0.1, distance=1.0, gradient=Errors(-1, 0)), "gradient is"),
+        (lambda: bounds.distance_floor(0.1, distance=1.0, update=Errors(0, math.nan)), "update is"),
+        (lambda: bounds.best_step(Errors(0, -1), distance=1.0), "best_step: update is"),
+        (lambda: bounds.best_step(EXACT, distance=-3.0), "distance >= 0; got -3.0"),
+        (lambda: bounds.suboptimality_floor(-1.0, constant=1.0, power=0.5), "delta=-1.0"),
+        (lambda: bounds.suboptimality_floor(1.0, constant=1.0, power=0.0), "power=0.0"),
+        (lambda: bounds.dot_error("e4m3fn", -3), "length is -3"),
+        (lambda: bounds.spacing("e8m0fnu"), "spacing: e8m0fnu is a format of scales"),
     ],
 )
 def test_what_is_out_of_range_is_named(call, said):

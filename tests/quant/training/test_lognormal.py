@@ -104,5 +104,9 @@ def test_what_is_refused():
     model = Lognormal(jnp.float32(0), jnp.float32(1))
     with pytest.raises(ValueError, match="the share must be between 0 and 1"):
         threshold_for(1.0, model)
+    with pytest.raises(ValueError, match="the share must be between 0 and 1"):
+        threshold_for(1, model)
+    with pytest.raises(ValueError, match="sigma must be above 0"):
+        best_split(4, 0.0)
     with pytest.raises(ValueError, match="bits must be from 3 to 12"):
         best_split(2, 1.0)

@@ -10,6 +10,7 @@ import pytest
 from flax import nnx
 
 from spikebit.quant import Logarithmic
+from spikebit.quant.training import lognormal
 from spikebit.quant.training import luq as L
 from spikebit.quant.training.products import Maximum, Noise, quantize_products, with_noise
 
@@ -154,6 +155,36 @@ def test_operands_are_rounded_to_nearest_within_the_clip():
     assert not np.asarray(L.quantize_forward(jnp.zeros(5), "int4", L.LUQ())).any()
 
 
+@pytest.mark.parametrize("shape", [np.tanh, np.asarray], ids=["tanh", "gauss"])
+def test_numbers_clipped_on_both_sides_do_not_hang_on_their_last_bit(shape):
+    for seed in range(5):
+        x = np.random.default_rng(seed).normal(size=(64, 32))
+        x = jnp.asarray(shape(3 * x), jnp.float32)
+        clip = L.sawb_clip(x, c1=12.1, c2=12.2)
+        assert -x.min() > clip < x.max()
+        q = np.asarray(L.quantize_forward(x, "int4_asymmetric", L.LUQ()))
+        assert len(np.unique(q)) == 15
+        np.testing.assert_array_equal(np.unique(q), -np.unique(q)[::-1])
+        for other in (
+            jax.jit(lambda x: L.quantize_forward(x, "int4_asymmetric", L.LUQ()))(x),
+            L.quantize_forward(x * (1 + 2.0**-22), "int4_asymmetric", L.LUQ()),
+        ):
+            far = np.abs(np.asarray(other) - q) > 1e-5
+            assert far.mean() < 1e-3  # but for a number that lies on a midpoint itself
+
+
+def test_the_clip_and_the_fit_of_many_float16_numbers():
+    x = np.random.default_rng(0).normal(size=(512, 256)).astype(np.float16)
+    wide = L.sawb_clip(jnp.asarray(x, jnp.float32), c1=12.1, c2=12.2)
+    narrow = L.sawb_clip(jnp.asarray(x), c1=12.1, c2=12.2)
+    assert float(narrow) == pytest.approx(float(wide), rel=2.0**-11)
+    assert np.isfinite(np.asarray(L.quantize_forward(jnp.asarray(x), "int4", L.LUQ()))).all()
+    logs = np.log(np.abs(x[x != 0].astype(np.float64)))
+    model = lognormal.fit(jnp.asarray(x))
+    assert float(model.mu) == pytest.approx(logs.mean(), rel=1e-4)
+    assert float(model.sigma) == pytest.approx(logs.std(), rel=1e-4)
+
+
 def test_the_clip_is_near_the_best_one_of_bell_shapes():
     """The published constants, against a search for the least error over clips."""
     rng = np.random.default_rng(4)
@@ -287,7 +318,9 @@ def test_the_rate_of_fine_tuning_goes_up_and_back(steps):
     ("make", "message"),
     [
         (lambda: L.LUQ(rounding="up"), "choose one of stochastic, nearest_even, no_underflow"),
-        (lambda: L.LUQ(samples=0), "at least one sample"),
+        (lambda: L.LUQ(samples=0), "whole number of samples"),
+        (lambda: L.LUQ(c1=math.nan), "c1=nan"),
+        (lambda: L.LUQ(gradients="e2m1fn"), "e2m1fn has a unit of its own"),
         (lambda: L.LUQ(gradients="log44"), "bits must be from 2 to 8"),
         (lambda: L.LUQ(weights="in4"), "the nearest names are int4"),
         (lambda: L.fine_tuning_schedule(0.1, 1.0, 1), "in 2 or more"),

@@ -63,8 +63,11 @@ def format_cost(
         key: of stochastic rounding.
 
     Raises:
-        ValueError: a role that no layer has, a format that cannot keep a state, or no key.
+        ValueError: a role that no layer has, a role under rules that keep nothing of it, a format
+            that cannot keep a state, a network that has formats, no key, or a gradient that is not
+            finite.
     """
+    _check(formats, xs)
     rules = {"bptt": bptt, "ostl": ostl} if rules is None else rules
     params = parameters(network)
 
@@ -78,7 +81,19 @@ def format_cost(
 
         return jax.jit(gradient)(params)
 
-    exact = {name: run(network, make)[0] for name, make in rules.items()}
+    exact = {}
+    for name, make in rules.items():
+        exact[name], lost = run(network, make)
+        if lost:
+            raise ValueError(
+                f"format_cost: the network keeps {', '.join(lost)} in a format already; give one "
+                "without formats, which is what each is compared with."
+            )
+        if not all(jnp.isfinite(g).all() for g in jax.tree.leaves(exact[name])):
+            raise ValueError(
+                f"format_cost: the gradient of {name} without formats is not finite; look at the "
+                "inputs and the loss."
+            )
     rows = []
     for role, tried in formats.items():
         for fmt in tried:
@@ -87,11 +102,26 @@ def format_cost(
                 if role in TRACES and make(network, loss).truncates:
                     continue
                 grads, lost = run(formatted, make)
+                if not lost:
+                    raise ValueError(
+                        f"format_cost: rule {name!r} keeps no {role} of this network, so a format "
+                        "of it costs nothing to measure; leave it out."
+                    )
                 (shares,) = lost.values()
                 rows += _rows(
                     role, str(getattr(fmt, "name", fmt)), name, grads, exact[name], shares
                 )
     return rows
+
+
+def _check(formats: Mapping[str, Sequence[Format | str]], xs: Array) -> None:
+    for role, tried in formats.items():
+        if isinstance(tried, str):
+            raise ValueError(
+                f"format_cost: formats[{role!r}] is the text {tried!r}; give a list, [{tried!r}]."
+            )
+    if not xs.shape[0]:
+        raise ValueError(f"format_cost: xs has shape {xs.shape}; it needs at least one time step.")
 
 
 def sequence_losses(

@@ -280,6 +280,11 @@ def make_rule(settings: Rule, seed: int = 0) -> MakeRule:
 
 
 def _plain_rule(settings: Rule) -> MakeRule:
+    if settings.name != "ostl" and settings.trace_format not in (None, "float32"):
+        raise ValueError(
+            f"rule.trace_format = {settings.trace_format!r}: only ostl keeps traces in a format, "
+            f'and rule.name = "{settings.name}"; leave it out, or set "float32"'
+        )
     if settings.name == "bptt":
         return functools.partial(bptt, remat_every=settings.remat_every or None)
     if settings.name == "rtrl":

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from ..grid import Format
+from ..grid import Format, check_input
 from ..storage import Storage, storage
 
 
@@ -35,7 +35,8 @@ def accumulate(
 
     Raises:
         ValueError: a chunk below 1, an unknown format or rounding, a format whose unit would change
-            from chunk to chunk, a missing key.
+            from chunk to chunk, a missing key; outside of `jit` a NaN where the format has
+            none.
 
     References:
         Training deep neural networks with 8-bit floating point numbers, arXiv:1812.08011 (chunks).
@@ -44,6 +45,7 @@ def accumulate(
     [4.0, 10.0]
     """
     kept = _check("accumulate", fmt, chunk, rounding)
+    check_input("accumulate", products, kept.fmt, rounding, "saturate", key)
     n = products.shape[-1]
     padded = jnp.pad(products, [(0, 0)] * (products.ndim - 1) + [(0, -n % chunk)])
     sums = padded.reshape(*products.shape[:-1], -(-n // chunk), chunk).sum(-1)
@@ -64,6 +66,8 @@ def matmul(
     Products, and their sums over a chunk of n, are those of the dtype of a and b.
     """
     kept = _check("matmul", fmt, chunk, rounding)
+    for x in (a, b):
+        check_input("matmul", x, kept.fmt, rounding, "saturate", key)
     n = a.shape[-1]
     pad = -n % chunk
     left = jnp.pad(a, [(0, 0)] * (a.ndim - 1) + [(0, pad)])

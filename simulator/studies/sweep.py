@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
+from flax import nnx
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
@@ -35,8 +36,12 @@ def cases(settings: Settings, seed: int) -> list[dict[str, Any]]:
     Raises:
         ValueError: an experiment, a setting or a value that does not exist.
     """
-    from ..build import make_memory, make_rule
+    from ..build import make_memory, make_network, make_rule
 
+    if "run.seed" in settings.over:
+        raise ValueError(
+            'study.over: "run.seed" counts by itself, from run.seed on: set study.seeds'
+        )
     combined = [
         dict(zip(settings.over, values, strict=True)) | {"run.seed": seed + i}
         for values in itertools.product(*settings.over.values())
@@ -46,6 +51,8 @@ def cases(settings: Settings, seed: int) -> list[dict[str, Any]]:
         experiment = experiment_of(settings, case)
         make_memory(experiment.memory)
         make_rule(experiment.rule)
+        dt, made = experiment.encoder.dt, experiment.network
+        nnx.eval_shape(lambda dt=dt, made=made: make_network(made, 1, 1, dt=dt, rngs=nnx.Rngs(0)))
     return combined
 
 

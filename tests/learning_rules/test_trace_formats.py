@@ -224,6 +224,36 @@ def test_what_a_trace_loses_is_counted():
     assert float(state.lost[0].chunks) == 2
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"formats": {"membrane": "e5m2"}}, "is the text 'e5m2'; give a list"),
+        ({"formats": {"stdp_trace": ["e5m2"]}}, "rule 'ostl' keeps no stdp_trace"),
+        ({"xs": jnp.zeros((0, BATCH, N_IN))}, "at least one time step"),
+        (
+            {"xs": jnp.full((4, BATCH, N_IN), jnp.nan)},
+            "gradient of ostl without formats is not fin",
+        ),
+        ({"network": "e5m2"}, "keeps membrane in a format already"),
+    ],
+)
+def test_format_cost_says_what_cannot_be_compared(change, said):
+    network, (xs, targets) = make(CELLS["snu"][0]), data()
+    if "network" in change:
+        network = state_formats(network, {"membrane": change.pop("network")})
+    given = {"formats": {"membrane": ["fixed8.4"]}, "xs": xs[:4]} | change
+    steps = given["xs"].shape[0]
+    with pytest.raises(ValueError, match=said):
+        rules.format_cost(
+            network,
+            LOSS,
+            given["xs"],
+            targets[:steps],
+            given["formats"],
+            rules={"ostl": rules.ostl},
+        )
+
+
 def test_format_cost_measures_what_it_says():
     network, (xs, targets) = make(CELLS["snu"][0]), data()
     tried = {"membrane": ["fixed8.4"], "s": ["float32"], "eligibility_trace": ["e5m2"]}

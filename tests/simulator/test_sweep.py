@@ -104,7 +104,8 @@ def test_losses_of_states_are_those_of_the_settings(small):
     params = read_parameters(job, initial_state(job).memory)
     lost = lost_in_formats(job, params, job.dataset.test)
     assert set(lost) == {"membrane", "eligibility_trace"}
-    plain = build(experiment_file.load(small, ["network.state_formats={}", "rule.name=bptt"]))
+    without = ["network.state_formats={}", "rule.name=bptt", "rule.trace_format=float32"]
+    plain = build(experiment_file.load(small, without))
     assert lost_in_formats(plain, params, job.dataset.test) == {}
 
 
@@ -186,6 +187,15 @@ BAD = {
     "no section": ({"over": {"format": ("e5m2",)}}, '"format" is not a setting: write'),
     "format": ({"over": {"memory.format": ("e5m",)}}, "memory.format = 'e5m'"),
     "trace": ({"over": {"rule.trace_format": ("int8",)}}, "rule.trace_format = 'int8': int8 takes"),
+    "trace of bptt": (
+        {"over": {"rule.name": ("ostl", "bptt")}, "fixed": {"rule.trace_format": "e5m2"}},
+        'only ostl keeps traces in a format, and rule.name = "bptt"',
+    ),
+    "state": (
+        {"over": {"network.state_formats": ({"membran": "e5m2"},)}},
+        "network.state_formats: ",
+    ),
+    "seed": ({"over": {"run.seed": (1, 2)}}, "set study.seeds"),
     "fixed": ({"over": OVER, "fixed": {"a.b": 1}}, "a is not a known section"),
 }
 

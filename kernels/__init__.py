@@ -5,5 +5,6 @@ from .largest import largest_magnitude
 from .memory import keep_memory
 from .noise import random_words
 from .spikes import spike_matmul
+from .stdp_events import stdp_events
 
-__all__ = ["keep_memory", "largest_magnitude", "random_words", "spike_matmul"]
+__all__ = ["keep_memory", "largest_magnitude", "random_words", "spike_matmul", "stdp_events"]

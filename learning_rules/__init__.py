@@ -8,6 +8,7 @@ from .. import __version__ as __version__
 from . import losses
 from .bptt import bptt
 from .compare import compare, cosine, relative_error
+from .fatigue import FatiguingSTDP
 from .feedback import direct_feedback_alignment, feedback_alignment, feedback_weights
 from .format_cost import format_cost, sequence_losses
 from .grapes import grapes, importance, local_grapes, modulate, modulation_factor
@@ -30,6 +31,7 @@ from .synaptic_trace import dead_band, decayed_trace
 from .voltage_stdp import VoltageSTDP
 
 __all__ = [
+    "FatiguingSTDP",
     "LearningRule",
     "PairSTDP",
     "RewardSTDP",

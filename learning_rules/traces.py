@@ -268,18 +268,17 @@ def generic_trace(layer: Layer, *, paths: Paths, spatial: bool) -> LayerTrace:
     """
 
     def init(params: dict, carry: Any) -> Array:
-        theta, _ = ravel_pytree(params)
         state, _, _ = _split_carry(carry)
         if not state:
             raise ValueError(
                 f"{layer.name} carries no array of floats: an online rule has nothing to trace."
             )
-        size = sum(leaf[0].size for leaf in state)
+        theta, size = _flat(params, state)[0], sum(leaf[0].size for leaf in state)
         return jnp.zeros((state[0].shape[0], size, theta.size), theta.dtype)
 
     def chunk(params: dict, carry: Any, trace: Array, xs: Array):
-        theta, unravel_theta = ravel_pytree(params)
         state, others, join = _split_carry(carry)
+        theta, unravel_theta = _flat(params, state)
         _, unravel_state = ravel_pytree([leaf[0] for leaf in state])
 
         def apply(s: Array, rest: tuple[Array, Array, list[Array]]):
@@ -335,6 +334,12 @@ def generic_trace(layer: Layer, *, paths: Paths, spatial: bool) -> LayerTrace:
         return join(jax.vmap(unravel_state)(last), last_others), ys, back
 
     return LayerTrace(init, chunk)
+
+
+def _flat(params: dict, state: list[Array]) -> tuple[Array, Callable[[Array], dict]]:
+    """The parameters as one vector, of the dtype of the state where there are none."""
+    theta, unravel = ravel_pytree(params)
+    return (theta, unravel) if theta.size else (theta.astype(state[0].dtype), lambda _: params)
 
 
 def _units(layer: Layer, state: list[Array]) -> np.ndarray:

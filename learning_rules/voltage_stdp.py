@@ -40,8 +40,9 @@ class VoltageSTDP:
     With `u_ref` depression is homeostatic: $A_{LTD}\, \bar{\bar u}^2 / u_{ref}^2$, where
     $\bar{\bar u}$ averages u - rest over `tau_mean`.
 
-    All constants are those of a public simulator (visual cortex), `tau_mean` and `rest` recalled;
-    none was checked against the paper. Times in ms and voltages in mV, as there.
+    Amplitudes, thresholds and `tau_x` are those of a public simulator (NEST, visual cortex); the
+    other times and `rest` are recalled, and none was checked against the paper. Times in ms and
+    voltages in mV, as there.
 
     Attributes:
         a_ltd: $A_{LTD}$ [1/mV].

@@ -134,6 +134,7 @@ def _check_neighbours(layers: Sequence[Any]) -> None:
                 "them equal."
             )
         known = getattr(layer, "out_features", None) or getattr(layer, "hidden_features", None)
-        if known is None and isinstance(layer, nnx.RNNCellBase) and wanted is None:
+        inner = isinstance(layer, Network)  # which says nothing of its widths
+        if known is None and isinstance(layer, nnx.RNNCellBase) and wanted is None and not inner:
             continue  # a cell that keeps the shape of its input
         width, source = (known if isinstance(known, int) else None), name

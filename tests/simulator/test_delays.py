@@ -115,6 +115,19 @@ def test_ostl_is_exact_for_all_lags_of_a_dense_layer(scope, chunk):
     assert max(found.values()) <= 1e-6
 
 
+def test_ostl_above_a_line_is_exact_in_float64():
+    """A line has no parameters, whose dtype could be that of its trace."""
+    with jax.enable_x64(True):
+        weights = {"param_dtype": jnp.float64, "rngs": nnx.Rngs(0)}
+        network = Network(
+            [DelayLine(N_IN, LAGS), LIFCell(LAGS * N_IN, N, **weights), nnx.Linear(N, 2, **weights)]
+        )
+        data = 2 * inputs(), inputs(1, 2)
+        exact = gradient(rules.bptt(network, LOSS), network, data)
+        found = errors(gradient(rules.ostl(network, LOSS), network, data, 4), exact)
+        assert max(found.values()) <= 1e-12
+
+
 def cell_above(recurrent, seed=0):
     rngs = nnx.Rngs(seed)
     cell = LIFCell(LAGS * N_IN, N, recurrent=recurrent, train_decay=True, tau=5e-3, rngs=rngs)
@@ -185,6 +198,12 @@ def test_dense_below_a_cell_is_exact_as_one_cell_only():
     exact = gradient(rules.bptt(apart, LOSS), apart, data)
     found = errors(gradient(rules.ostl(apart, LOSS), apart, data, 4), exact)
     assert found["1.kernel"] > 1e-2
+    above = Network(
+        [line, Network([dense, cell]), readout]
+    )  # an inner network may change the width
+    np.testing.assert_array_equal(
+        simulate(above, data[0]).outputs, simulate(apart, data[0]).outputs
+    )
     joined = Network([Network([line, dense, cell]), readout])
     exact = gradient(rules.bptt(joined, LOSS), joined, data)
     for scope in ("full", "no_h"):

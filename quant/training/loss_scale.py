@@ -83,7 +83,7 @@ def loss_scaling(
         if growth_interval is None:
             return changes, state._replace(gradients=gradients, inner=new)
         held = [fits(g).all() for g in jax.tree.leaves(updates)]
-        held += [jnp.isfinite(g).all() for part in (updates, scaled) for g in jax.tree.leaves(part)]
+        held += [jnp.isfinite(g).all() for g in jax.tree.leaves(scaled)]
         finite = jnp.all(jnp.stack(held))
         changes = jax.tree.map(lambda u: jnp.where(finite, u, jnp.zeros_like(u)), changes)
         new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, state.inner)

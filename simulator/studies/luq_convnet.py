@@ -123,7 +123,16 @@ class _State(NamedTuple):
 
 
 def cases(settings: Settings, seed: int) -> list[dict[str, Any]]:
-    """Each mode from each of the seeds, the modes of a seed next to each other."""
+    """Each mode from each of the seeds, the modes of a seed next to each other.
+
+    Raises:
+        ValueError: a batch of more than the training images; data that are not there.
+    """
+    (images, _), _, _ = _data(settings)
+    if len(images) < settings.batch:
+        raise ValueError(
+            f"study.batch = {settings.batch} is more than the {len(images)} training images"
+        )
     return [
         {"mode": mode, "seed": seed + i} for i in range(settings.seeds) for mode in settings.modes
     ]
@@ -133,10 +142,6 @@ def measure(settings: Settings, seed: int, case: Mapping[str, Any]) -> dict[str,
     """Trains one network: its test accuracy, and the training loss of each epoch."""
     del seed  # that of the case counts from it
     (images, labels), (test_images, test_labels), classes = _data(settings)
-    if len(images) < settings.batch:
-        raise ValueError(
-            f"study.batch = {settings.batch} is more than the {len(images)} training images"
-        )
     mode, high = MODES[case["mode"]], settings.learning_rate
     low, batches = settings.learning_rate * 0.02, len(images) // settings.batch
     network = Convnet(settings.width, settings.blocks, classes, rngs=nnx.Rngs(case["seed"]))

@@ -59,10 +59,19 @@ def test_maxima_are_kept_in_hindsight_only(mode):
     assert all((m > 0) == (mode == "luq_all_hindsight") for m in maxima)
 
 
-def test_what_is_refused(tmp_path):
+def no_network(*args, **settings):
+    raise OSError("no network")
+
+
+def test_what_is_refused(tmp_path, monkeypatch):
     path = tmp_path / "a.toml"
     path.write_text('[study]\nname = "luq_convnet"\nmodes = ["float16"]\n')
     with pytest.raises(ValueError, match=r"study\.modes"):
         experiment_file.load(path)
     with pytest.raises(ValueError, match=r"study\.batch = 500 is more than the 100"):
-        study.measure(study.Settings(**(TINY | {"batch": 500})), 0, {"mode": "float32", "seed": 0})
+        study.cases(study.Settings(**(TINY | {"batch": 500})), 0)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.delenv("SPIKEBIT_DATA", raising=False)
+    monkeypatch.setattr("urllib.request.urlopen", no_network)
+    with pytest.raises((ValueError, OSError), match=r"images-idx3-ubyte.* was not found"):
+        study.cases(study.Settings(data="fashion_mnist"), 0)

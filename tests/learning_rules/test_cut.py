@@ -18,6 +18,7 @@ from spikebit.learning_rules.cut import cut_products
 from spikebit.quant.training import LUQ, quantize_products
 from spikebit.simulator import Network, SNUCell
 
+pytestmark = pytest.mark.usefixtures("compile_quickly")
 OFF = LUQ(weights=None, activations=None, gradients=None)
 XS = jnp.asarray(np.random.default_rng(0).normal(size=(4, 3, 5)), jnp.float32)
 TARGETS = jnp.asarray(np.random.default_rng(1).integers(0, 4, (4, 3)))

@@ -10,7 +10,7 @@ from spikebit.simulator import experiment_file
 from spikebit.simulator.studies import luq_convnet as study
 
 # Adam of optax counts steps in int32 and multiplies them with floats
-pytestmark = pytest.mark.usefixtures("standard_promotion")
+pytestmark = pytest.mark.usefixtures("standard_promotion", "compile_quickly")
 TINY = {"width": 4, "blocks": 1, "epochs": 2, "limit": 100, "batch": 25, "seeds": 1}
 
 

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
-from .rule import LearningRule, Loss, RuleOutput
+from .restart import restarts
+from .rule import LearningRule, Loss, RuleOutput, check_chunk
 from .stack import as_stack
 from .unroll import run_stack
 
@@ -36,27 +37,36 @@ def bptt(network: nnx.Module, loss: Loss, *, remat_every: int | None = None) -> 
         return stack.initialize_carries(params, batch, key)
 
     def piece_loss(params, carries, piece):
-        xs, targets = piece
+        xs, targets, resets = piece
         parts, _ = stack.split(params)
-        carries, ys = run_stack(stack, parts, carries, xs)
+        anew = restarts(stack, params, xs, resets)
+        carries, ys = run_stack(stack, parts, carries, xs, anew)
         return carries, (sequence_loss(loss, ys, targets), ys)
 
-    def chunk_loss(params, carries, xs, targets):
+    def chunk_loss(params, carries, xs, targets, resets):
         steps = xs.shape[0]
         k = steps if remat_every is None else remat_every
         if steps % k:
             raise ValueError(f"bptt(remat_every={k}) does not divide a chunk of {steps} steps.")
         if k == steps:
-            carries, (total, ys) = piece_loss(params, carries, (xs, targets))
+            carries, (total, ys) = piece_loss(params, carries, (xs, targets, resets))
             return total, (carries, ys)
-        pieces = jax.tree.map(lambda a: a.reshape(steps // k, k, *a.shape[1:]), (xs, targets))
+        whole = (xs, targets, resets)
+        pieces = jax.tree.map(lambda a: a.reshape(steps // k, k, *a.shape[1:]), whole)
         body = jax.checkpoint(lambda c, piece: piece_loss(params, c, piece))
         carries, (totals, ys) = jax.lax.scan(body, carries, pieces)
         return totals.sum(), (carries, ys.reshape(steps, *ys.shape[2:]))
 
-    def step(params: PyTree, state: PyTree, xs: Array, targets: Any) -> tuple[PyTree, RuleOutput]:
+    def step(
+        params: PyTree,
+        state: PyTree,
+        xs: Array,
+        targets: Any,
+        resets: Array | None = None,
+    ) -> tuple[PyTree, RuleOutput]:
+        check_chunk(xs, targets, state)
         value_and_grad = jax.value_and_grad(chunk_loss, has_aux=True)
-        (total, (state, ys)), grads = value_and_grad(params, state, xs, targets)
+        (total, (state, ys)), grads = value_and_grad(params, state, xs, targets, resets)
         return jax.lax.stop_gradient(state), RuleOutput(total, ys, grads)
 
     return LearningRule(init, step, truncates=True)

@@ -164,7 +164,14 @@ def _rule(
     def init(params: PyTree, batch: Any, key: PRNGKeyArray | None = None) -> PyTree:
         return stack.initialize_carries(params, batch, key)
 
-    def step(params: PyTree, state: PyTree, xs: Array, targets: Any) -> tuple[PyTree, RuleOutput]:
+    def step(
+        params: PyTree,
+        state: PyTree,
+        xs: Array,
+        targets: Any,
+        resets: Array | None = None,
+    ) -> tuple[PyTree, RuleOutput]:
+        del resets  # there is no state to put back
         parts, join = stack.split(params)
         pulls = []
         for layer, part in zip(stack.layers, parts, strict=True):

@@ -153,10 +153,14 @@ def grapes(
             return rule.init(inner, batch, key)
 
         def step(
-            params: PyTree, state: PyTree, xs: Array, targets: Any
+            params: PyTree,
+            state: PyTree,
+            xs: Array,
+            targets: Any,
+            resets: Array | None = None,
         ) -> tuple[PyTree, RuleOutput]:
             rule, inner = modulated(params)
-            state, out = rule.step(inner, state, xs, targets)
+            state, out = rule.step(inner, state, xs, targets, resets)
             grads = jax.tree.structure(params).unflatten(jax.tree.leaves(out.grads))
             return state, out._replace(grads=grads)
 

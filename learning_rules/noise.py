@@ -48,11 +48,15 @@ def with_new_noise(
             return NoisyState(plain.init(params, batch, own), following)
 
         def step(
-            params: PyTree, state: NoisyState, xs: Array, targets: Any
+            params: PyTree,
+            state: NoisyState,
+            xs: Array,
+            targets: Any,
+            resets: Array | None = None,
         ) -> tuple[NoisyState, RuleOutput]:
             own, following = jax.random.split(state.key)
             rule = make_rule(with_noise(network, own), loss)
-            new, out = rule.step(params, state.rule, xs, targets)
+            new, out = rule.step(params, state.rule, xs, targets, resets)
             return NoisyState(new, following), out
 
         return LearningRule(init, step, plain.truncates)

@@ -14,7 +14,8 @@ from ..quant.grid import Format
 from ..quant.storage import Lost, Storage, storage
 from .bptt import sequence_loss
 from .ottt import ottt
-from .rule import LearningRule, Loss, RuleOutput
+from .restart import restarts
+from .rule import LearningRule, Loss, RuleOutput, check_chunk
 from .sltt import sltt
 from .stack import Layer, Stack, as_stack
 from .traces import LayerTrace, Paths, Store, generic_trace, unit_trace
@@ -155,17 +156,23 @@ def of_stack(
         return OSTLState(carries, traces, lost, own)
 
     def step(
-        params: PyTree, state: OSTLState, xs: Array, targets: Any
+        params: PyTree,
+        state: OSTLState,
+        xs: Array,
+        targets: Any,
+        resets: Array | None = None,
     ) -> tuple[OSTLState, RuleOutput]:
         parts, join = stack.split(params)
+        check_chunk(xs, targets, state.carries)
+        anew = restarts(stack, params, xs, resets)
         carries, backs = [], []
-        for layer, maker, part, carry, trace in zip(
-            stack.layers, makers, parts, state.carries, state.traces, strict=True
+        for layer, maker, part, carry, trace, restart in zip(
+            stack.layers, makers, parts, state.carries, state.traces, anew, strict=True
         ):
             if maker is None:
                 xs, back = _stateless(layer, part, xs)
             else:
-                carry, xs, back = maker.chunk(part, carry, trace, xs)
+                carry, xs, back = maker.chunk(part, carry, trace, xs, restart)
             carries.append(carry)
             backs.append(back)
         total, dys = jax.value_and_grad(lambda ys: sequence_loss(loss, ys, targets))(xs)

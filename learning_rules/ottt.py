@@ -9,7 +9,8 @@ from flax import nnx
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from .bptt import sequence_loss
-from .rule import LearningRule, Loss, RuleOutput
+from .restart import Restart, restarted, restarts
+from .rule import LearningRule, Loss, RuleOutput, check_chunk
 from .same_step import (
     Kept,
     Pull,
@@ -76,19 +77,25 @@ def ottt(network: nnx.Module, loss: Loss) -> LearningRule:
         return OTTTState(carries, traces)
 
     def step(
-        params: PyTree, state: OTTTState, xs: Array, targets: Any
+        params: PyTree,
+        state: OTTTState,
+        xs: Array,
+        targets: Any,
+        resets: Array | None = None,
     ) -> tuple[OTTTState, RuleOutput]:
         parts, join = stack.split(params)
-        carries, ys, kept = forward(stack, parts, state.carries, xs)
+        check_chunk(xs, targets, state.carries)
+        anew = restarts(stack, params, xs, resets)
+        carries, ys, kept = forward(stack, parts, state.carries, xs, anew)
         pulls, traces = [], []
         known = decays(parts, state.carries)
-        for decay, trace, one in zip(known, state.traces, kept, strict=True):
+        for decay, trace, one, restart in zip(known, state.traces, kept, anew, strict=True):
             if decay is None:
                 pulls.append(pull_same_step)
                 traces.append({})
                 continue
             every = {"w": one.xs, "h": one.before.y}
-            last, a = _decayed_sums(decay, trace, {name: every[name] for name in trace})
+            last, a = _decayed_sums(decay, trace, {name: every[name] for name in trace}, restart)
             pulls.append(_pull(a))
             traces.append(last)
         total, dys = jax.value_and_grad(lambda ys: sequence_loss(loss, ys, targets))(ys)
@@ -108,15 +115,18 @@ def _zeros(params: dict, y: Array) -> dict[str, Array]:
 
 
 def _decayed_sums(
-    decay: float, trace: dict[str, Array], u: dict[str, Array]
+    decay: float, trace: dict[str, Array], u: dict[str, Array], restart: Restart | None
 ) -> tuple[dict[str, Array], dict[str, Array]]:
     """The trace after the chunk and at each of its steps."""
+    zero = jax.tree.map(jnp.zeros_like, trace)
 
-    def add(a: dict[str, Array], u: dict[str, Array]) -> tuple[dict, dict]:
+    def add(a: dict[str, Array], inputs: tuple[dict, Array | None]) -> tuple[dict, dict]:
+        u, flags = inputs
+        a = a if flags is None else restarted(flags, zero, a)
         a = jax.tree.map(lambda a, u: decay * a + u, a, u)
         return a, a
 
-    return jax.lax.scan(add, trace, u)
+    return jax.lax.scan(add, trace, (u, None if restart is None else restart.flags))
 
 
 def _pull(a: dict[str, Array]) -> Pull:

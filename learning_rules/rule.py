@@ -29,8 +29,12 @@ class LearningRule(NamedTuple):
     `init(params, batch, key=None) -> state` starts a new sequence. `batch` is a chunk of inputs, or
     a `jax.ShapeDtypeStruct` like one, of shape (time, batch, *features); its values are not read.
     The key is needed only where something is rounded stochastically, and goes into the state.
-    `step(params, state, xs, targets) -> (state, RuleOutput)` takes the next K >= 1 time steps: xs
-    of shape (K, batch, *features), targets a pytree whose leaves start with (K, batch).
+    `step(params, state, xs, targets, resets=None) -> (state, RuleOutput)` takes the next K >= 1
+    time steps: xs of shape (K, batch, *features), targets a pytree whose leaves start with (K,
+    batch).
+    Where `resets`, bools (K, batch), are True, the sample begins a new sequence at that step: its
+    state is the first one again, and no gradient goes further back. Steps that should not count
+    are given a weight of 0, see `losses.weighted`.
 
     Compile `step` with `jax.jit`: called eagerly it is traced anew each time.
 
@@ -39,7 +43,7 @@ class LearningRule(NamedTuple):
     """
 
     init: Callable[..., PyTree]
-    step: Callable[[PyTree, PyTree, Array, Any], tuple[PyTree, RuleOutput]]
+    step: Callable[..., tuple[PyTree, RuleOutput]]
     truncates: bool = False  # True where no gradient crosses from one chunk to the next
 
 
@@ -48,12 +52,38 @@ def parameters(network: nnx.Module) -> PyTree:
     return nnx.state(network, nnx.Param)
 
 
+def check_chunk(xs: Array, targets: Any, carries: PyTree) -> None:
+    """Refuses a chunk whose arrays do not belong together.
+
+    Raises:
+        ValueError: no time step, or a batch of another size in the targets or in the state.
+    """
+    if xs.ndim < 2 or xs.shape[0] < 1:
+        raise ValueError(
+            "A rule takes inputs of shape (time, batch, *features) with at least one time step; "
+            f"got shape {tuple(xs.shape)}."
+        )
+    for path, leaf in jax.tree_util.tree_leaves_with_path(targets):
+        if jnp.shape(leaf)[:2] != xs.shape[:2]:
+            raise ValueError(
+                f"targets{jax.tree_util.keystr(path)} has shape {jnp.shape(leaf)} and the inputs "
+                f"have {tuple(xs.shape)}: both start with the same (time, batch)."
+            )
+    sizes = {a.shape[0] for a in jax.tree.leaves(carries) if jnp.ndim(a)}
+    if sizes - {xs.shape[1]}:
+        raise ValueError(
+            f"The inputs have a batch of {xs.shape[1]} and the state one of {sizes.pop()}: call "
+            "rule.init with a chunk of the same batch."
+        )
+
+
 def run_sequence(
     rule: LearningRule,
     params: PyTree,
     xs: Array,
     targets: Any,
     *,
+    resets: Array | None = None,
     chunk: int | None = None,
     key: PRNGKeyArray | None = None,
 ) -> RuleOutput:
@@ -64,13 +94,14 @@ def run_sequence(
         params: the parameters, `parameters(network)`.
         xs: inputs (T, batch, *features).
         targets: pytree of arrays (T, batch, ...).
+        resets: True where a sample begins a new sequence, see `LearningRule`; None: nowhere.
         chunk: K, the steps given to the rule at a time; None gives it the whole sequence.
         key: of stochastic rounding, see `LearningRule`.
 
     Raises:
         ValueError: if K does not divide T.
     """
-    return run_with_state(rule, params, xs, targets, chunk=chunk, key=key)[1]
+    return run_with_state(rule, params, xs, targets, resets=resets, chunk=chunk, key=key)[1]
 
 
 def run_with_state(
@@ -79,6 +110,7 @@ def run_with_state(
     xs: Array,
     targets: Any,
     *,
+    resets: Array | None = None,
     chunk: int | None = None,
     key: PRNGKeyArray | None = None,
 ) -> tuple[PyTree, RuleOutput]:
@@ -97,7 +129,9 @@ def run_with_state(
         grads = jax.tree.map(jnp.add, grads, out.grads)
         return (state, loss + out.loss, grads), out.outputs
 
-    pieces = jax.tree.map(lambda a: a.reshape(steps // chunk, chunk, *a.shape[1:]), (xs, targets))
+    pieces = jax.tree.map(
+        lambda a: a.reshape(steps // chunk, chunk, *a.shape[1:]), (xs, targets, resets)
+    )
     first = jax.tree.map(lambda a: a[0], pieces)
     state = rule.init(params, first[0], key)
     shapes = jax.eval_shape(rule.step, params, state, *first)[1]

@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 import jax
 from jaxtyping import Array, Float, Int, PyTree
 
+from .restart import Restart, begun
 from .stack import Layer, Stack
-from .unroll import drive, previous_outputs, recurrent_gradient, scan_units, split_kernels
+from .unroll import drive, recurrent_gradient, scan_cell, scan_units, split_kernels
 
 
 class Kept(NamedTuple):
@@ -29,33 +30,28 @@ class UnitGradient(NamedTuple):
 
 
 def forward(
-    stack: Stack, parts: list[dict], carries: tuple, xs: Array
+    stack: Stack, parts: list[dict], carries: tuple, xs: Array, restarts: list[Restart | None]
 ) -> tuple[tuple[Any, ...], Array, list[Kept]]:
     """All layers over xs (K, batch, *features): the last carries, the outputs, and what is kept."""
     out, kept = [], []
-    for layer, params, carry in zip(stack.layers, parts, carries, strict=True):
-        carry, ys, before = _run(layer, params, carry, xs)
+    for layer, params, carry, restart in zip(stack.layers, parts, carries, restarts, strict=True):
+        carry, ys, before = _run(layer, params, carry, xs, restart)
         kept.append(Kept(before, xs))
         out.append(carry)
         xs = ys
     return tuple(out), xs, kept
 
 
-def _run(layer: Layer, params: dict, carry: Any, xs: Array) -> tuple[Any, Array, Any]:
+def _run(
+    layer: Layer, params: dict, carry: Any, xs: Array, restart: Restart | None
+) -> tuple[Any, Array, Any]:
     if layer.kind == "stateless":
         return carry, jax.vmap(layer.module(params))(xs), ()
     if layer.kind == "cell":
-        module = layer.module(params)
-
-        def step(carry: Any, x: Array) -> tuple[Any, tuple[Array, Any]]:
-            new, y = module(carry, x)
-            return new, (y, carry)
-
-        last, (ys, before) = jax.lax.scan(step, carry, xs)
-        return last, ys, before
+        return scan_cell(layer, params, carry, xs, restart)
     unit, w, h = split_kernels(params)
-    last, carries = scan_units(layer, unit, h, drive(w, xs), carry)
-    return last, carries.y, jax.tree.map(previous_outputs, carry, carries)
+    last, carries = scan_units(layer, unit, h, drive(w, xs), carry, restart)
+    return last, carries.y, begun(restart, carry, carries)
 
 
 def at_steps(kept: list[Kept], index: Int[Array, " steps"]) -> list[Kept]:

@@ -7,7 +7,8 @@ from flax import nnx
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from .bptt import sequence_loss
-from .rule import LearningRule, Loss, RuleOutput
+from .restart import restarts
+from .rule import LearningRule, Loss, RuleOutput, check_chunk
 from .same_step import at_steps, backward, forward, pull_same_step
 from .stack import as_stack
 
@@ -62,10 +63,16 @@ def sltt(
         return SLTTState(stack.initialize_carries(params, batch, key), own)
 
     def step(
-        params: PyTree, state: SLTTState, xs: Array, targets: Any
+        params: PyTree,
+        state: SLTTState,
+        xs: Array,
+        targets: Any,
+        resets: Array | None = None,
     ) -> tuple[SLTTState, RuleOutput]:
         parts, join = stack.split(params)
-        carries, ys, kept = forward(stack, parts, state.carries, xs)
+        check_chunk(xs, targets, state.carries)
+        anew = restarts(stack, params, xs, resets)
+        carries, ys, kept = forward(stack, parts, state.carries, xs, anew)
         total = sequence_loss(loss, ys, targets)
         key, outputs, weight = state.key, ys, 1.0
         if k is not None and key is not None:

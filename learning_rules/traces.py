@@ -23,8 +23,9 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, PyTree
 
 from .cut import cut_between_units, cut_products
+from .restart import Restart, begun, restarted
 from .stack import Layer
-from .unroll import drive, previous_outputs, recurrent_gradient, scan_units, split_kernels
+from .unroll import drive, recurrent_gradient, scan_units, split_kernels
 
 Paths = Literal["all", "own", "none"]
 """Paths from the state through a matrix product to the next: all; of each unit to itself; none."""
@@ -40,9 +41,9 @@ class LayerTrace(NamedTuple):
     """Makes and uses the trace of one layer."""
 
     init: Callable[[dict, Any], PyTree]  # params, carry -> trace
-    # params, carry, trace, xs -> new carry, ys, back
+    # params, carry, trace, xs, where samples begin anew -> new carry, ys, back
     # back(cotangent of ys, store) -> gradient of params, cotangent of xs, new trace, what it lost
-    chunk: Callable[[dict, Any, PyTree, Array], tuple[Any, Array, Callable]]
+    chunk: Callable[[dict, Any, PyTree, Array, Restart | None], tuple[Any, Array, Callable]]
 
 
 class UnitTrace(NamedTuple):
@@ -80,7 +81,7 @@ def unit_trace(layer: Layer, *, paths: Paths, spatial: bool) -> LayerTrace:
         kernels = jnp.zeros((batch, *state, n, fan_in), dtype) if fan_in else None
         return UnitTrace(kernels, zeros, y_zeros, jnp.zeros((batch, m, *features), dtype))
 
-    def chunk(params: dict, carry: Any, trace: UnitTrace, xs: Array):
+    def chunk(params: dict, carry: Any, trace: UnitTrace, xs: Array, restart: Restart | None):
         unit, w, h = split_kernels(params)
         names = _memory(layer, params)
         wide = {k: jnp.broadcast_to(p, carry.y.shape) for k, p in unit.items()}
@@ -94,22 +95,22 @@ def unit_trace(layer: Layer, *, paths: Paths, spatial: bool) -> LayerTrace:
 
         def run(wide, z, memory, y):
             start = carry._replace(**dict(zip(names, memory, strict=True)), y=y)
-            last, carries = scan_units(layer, wide, h, z, start, product)
+            last, carries = scan_units(layer, wide, h, z, start, restart, product)
             return (jnp.stack([getattr(last, k) for k in names], 1), carries.y), (last, carries)
 
         memory = tuple(getattr(carry, k) for k in names)
         (out, ys), pull, (last, carries) = jax.vjp(
             run, wide, drive(w, xs), memory, carry.y, has_aux=True
         )
-        y_before = previous_outputs(carry.y, ys)
+        before = begun(restart, carry, carries)
 
         def back(dys: Array, store: Store):
             dwide, dz, dmemory, dy = pull((jnp.zeros_like(out), dys))
             ds = jnp.stack(dmemory, 1) + dy[:, None] * trace.gain
-            grads = _direct_gradients(params, wide, dwide, dz, xs, y_before)
+            grads = _direct_gradients(params, dwide, dz, xs, before.y)
             carried = _contract(dense, ds, jnp.stack(dmemory, 1), dy, trace)
             grads = _add_carried(grads, carried, w)
-            dx = _through_step(layer, wide, carry, carries, dys, h, drive(w, xs)) if spatial else dz
+            dx = _through_step(layer, wide, before, dys, h, drive(w, xs)) if spatial else dz
             dxs = dx if w is None else dx @ w.T
             return grads, dxs, *roll(store)
 
@@ -120,7 +121,7 @@ def unit_trace(layer: Layer, *, paths: Paths, spatial: bool) -> LayerTrace:
             # the leading axis S of every array is the state entry that is differentiated
             direct = jnp.stack(dmemory, 2)  # (S, B, m, *features)
             total = direct + dy[:, :, None] * trace.gain[None]
-            u = _fan_in(w, h, xs, y_before)
+            u = _fan_in(w, h, xs, before.y)
             kernels = None if u is None else _roll_kernels(dense, total, dz, u, trace.kernels)
             units = {
                 k: _roll_units(dense, direct, dy, dwide[k], trace.units[k], trace.outputs[k])
@@ -146,7 +147,7 @@ def _fan_in(w: Array | None, h: Array | None, xs: Array, y_before: Array) -> Arr
     return jnp.concatenate(parts, -1) if parts else None
 
 
-def _direct_gradients(params, wide, dwide, dz, xs, y_before) -> dict:
+def _direct_gradients(params, dwide, dz, xs, y_before) -> dict:
     """The gradient from inside the chunk."""
     grads = {k: d.reshape(-1, d.shape[-1]).sum(0) for k, d in dwide.items()}
     if "w" in params:
@@ -248,9 +249,8 @@ def _output_trace(dense, gain, eps, through) -> Array:
     return carried + through[:, :, None] * jnp.eye(n, dtype=gain.dtype)
 
 
-def _through_step(layer, wide, carry, carries, dys, h, z) -> Array:
+def _through_step(layer, wide, before, dys, h, z) -> Array:
     """Pulls dys back to the summed input of the same step, every carry held fixed."""
-    before = jax.tree.map(previous_outputs, carry, carries)
     cell = layer.units(wide)
 
     def output(z, carry):
@@ -276,7 +276,7 @@ def generic_trace(layer: Layer, *, paths: Paths, spatial: bool) -> LayerTrace:
         theta, size = _flat(params, state)[0], sum(leaf[0].size for leaf in state)
         return jnp.zeros((state[0].shape[0], size, theta.size), theta.dtype)
 
-    def chunk(params: dict, carry: Any, trace: Array, xs: Array):
+    def chunk(params: dict, carry: Any, trace: Array, xs: Array, restart: Restart | None):
         state, others, join = _split_carry(carry)
         theta, unravel_theta = _flat(params, state)
         _, unravel_state = ravel_pytree([leaf[0] for leaf in state])
@@ -295,21 +295,26 @@ def generic_trace(layer: Layer, *, paths: Paths, spatial: bool) -> LayerTrace:
         elif paths == "own":
             one_step = cut_between_units(apply, _units(layer, state))
 
-        def run(theta, s, xs, others):
-            def body(carry, x):
-                s, others = carry
+        def run(theta, s, xs, others, anew):
+            def body(carry, inputs):
+                (s, others), (x, flag) = carry, inputs
+                s = s if anew is None else restarted(flag, anew[1], s)
                 new, y, new_others = one_step(s, (theta, x, others))
                 return (new, new_others), (y, (s, others))
 
-            (last, others), (ys, before) = jax.lax.scan(body, (s, others), xs)
+            flags = None if anew is None else anew[0]
+            (last, others), (ys, before) = jax.lax.scan(body, (s, others), (xs, flags))
             return (last, ys), (others, before)
 
-        def forward(s, xs, others):
-            return jax.vjp(lambda p, s, x: run(p, s, x, others), theta, s, xs, has_aux=True)
+        def forward(s, xs, others, anew):
+            return jax.vjp(lambda p, s, x: run(p, s, x, others, anew), theta, s, xs, has_aux=True)
 
-        flat = jax.vmap(lambda state: ravel_pytree(state)[0])(state)
-        (last, ys), pull, (last_others, before) = jax.vmap(forward, (0, 1, 0), ((0, 1), 0, 0))(
-            flat, xs, others
+        flatten = jax.vmap(lambda state: ravel_pytree(state)[0])
+        anew = (
+            None if restart is None else (restart.flags.T, flatten(_split_carry(restart.first)[0]))
+        )
+        (last, ys), pull, (last_others, before) = jax.vmap(forward, (0, 1, 0, 0), ((0, 1), 0, 0))(
+            flatten(state), xs, others, anew
         )
 
         def back(dys: Array, store: Store):

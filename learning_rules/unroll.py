@@ -8,29 +8,34 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from ..kernels import spike_matmul
+from .restart import Restart, begin, begun
 from .stack import Layer, Stack
 
 
 def run_stack(
-    stack: Stack, parts: list[dict], carries: tuple, xs: Array
+    stack: Stack, parts: list[dict], carries: tuple, xs: Array, restarts: list[Restart | None]
 ) -> tuple[tuple[Any, ...], Array]:
     """Runs all layers over xs (K, batch, *features), layer by layer.
 
     Exact in reverse mode for every parameter, the initial carries and xs.
     """
     out, needed = [], None
-    for layer, part, carry in zip(stack.layers, parts, carries, strict=True):
-        carry, xs, needed = _run_layer(layer, part, carry, xs, needed)
+    for layer, part, carry, restart in zip(stack.layers, parts, carries, restarts, strict=True):
+        carry, xs, needed = _run_layer(layer, part, carry, xs, needed, restart)
         out.append(carry)
     return tuple(out), xs
 
 
 def _run_layer(
-    layer: Layer, params: dict, carry: Any, xs: Array, needed: Array | None
+    layer: Layer,
+    params: dict,
+    carry: Any,
+    xs: Array,
+    needed: Array | None,
+    restart: Restart | None,
 ) -> tuple[Any, Array, Array | None]:
     """Runs one layer over xs: the last carry, the outputs, and where these pass a gradient on.
 
@@ -40,10 +45,10 @@ def _run_layer(
     if layer.kind == "stateless":
         return carry, jax.vmap(layer.module(params))(xs), None
     if layer.kind == "cell":
-        carry, ys = jax.lax.scan(layer.module(params), carry, xs)
+        carry, ys, _ = scan_cell(layer, params, carry, xs, restart)
         return carry, ys, None
     unit, w, h = split_kernels(params)
-    carry, carries = _scan_recurrent(layer, h, unit, drive(w, xs, needed), carry)
+    carry, carries = _scan_recurrent(layer, h, unit, drive(w, xs, needed), carry, restart)
     return carry, carries.y, layer.units(unit).support(carries)
 
 
@@ -58,9 +63,20 @@ def drive(w: Array | None, xs: Array, needed: Array | None = None) -> Array:
     return xs if w is None else spike_matmul(xs, w, needed=needed)
 
 
-def previous_outputs(first: Array, ys: Array) -> Array:
-    """y_{t-1} for every step t of a chunk: what the recurrent kernel multiplied."""
-    return jnp.concatenate([first[None], ys[:-1]])
+def scan_cell(
+    layer: Layer, params: dict, carry: Any, xs: Array, restart: Restart | None
+) -> tuple[Any, Array, Any]:
+    """Any cell over xs: the last carry, the outputs, and the carry that each step began with."""
+    module = layer.module(params)
+
+    def step(carry: Any, inputs: tuple[Array, Array | None]) -> tuple[Any, tuple[Array, Any]]:
+        x, flags = inputs
+        carry = begin(restart, carry, flags)
+        new, y = module(carry, x)
+        return new, (y, carry)
+
+    last, (ys, before) = jax.lax.scan(step, carry, (xs, _flags(restart)))
+    return last, ys, before
 
 
 def scan_units(
@@ -69,6 +85,7 @@ def scan_units(
     h: Array | None,
     z: Array,
     carry: Any,
+    restart: Restart | None,
     product: Callable[..., Array] = spike_matmul,
 ) -> tuple[Any, Any]:
     """A unit-wise cell driven by z (K, batch, n): the last carry and all carries, stacked.
@@ -79,6 +96,7 @@ def scan_units(
         h: its recurrent kernel or None.
         z: the external drive, `drive(w, xs)`.
         carry: the carry before the first step.
+        restart: where samples begin anew.
         product: y_{t-1} @ h, called as product(y, h, needed=...).
     """
     cell = layer.units(unit)
@@ -86,13 +104,19 @@ def scan_units(
     # traffic of kept intermediates costs more than their arithmetic
     unit_step = jax.checkpoint(cell.unit_step, prevent_cse=False)
 
-    def step(carry: Any, z: Array) -> tuple[Any, Any]:
+    def step(carry: Any, inputs: tuple[Array, Array | None]) -> tuple[Any, Any]:
+        z, flags = inputs
+        carry = begin(restart, carry, flags)
         if h is not None:
             z = z + product(carry.y, h, needed=cell.support(carry))
         carry = unit_step(carry, z)
         return carry, carry
 
-    return jax.lax.scan(step, carry, z)
+    return jax.lax.scan(step, carry, (z, _flags(restart)))
+
+
+def _flags(restart: Restart | None) -> Array | None:
+    return None if restart is None else restart.flags
 
 
 def recurrent_gradient(h: Array, y: Array, dz: Array) -> Array:
@@ -100,18 +124,23 @@ def recurrent_gradient(h: Array, y: Array, dz: Array) -> Array:
     return jax.vjp(lambda h: spike_matmul(y, h), h)[1](dz)[0]
 
 
-def _scan_recurrent(layer: Layer, h: Array | None, unit: dict, z: Array, carry: Any) -> PyTree:
+def _scan_recurrent(
+    layer: Layer, h: Array | None, unit: dict, z: Array, carry: Any, restart: Restart | None
+) -> PyTree:
     """`scan_units`, its reverse mode freed from accumulating dh (n, n) at every step."""
     if h is None:
-        return scan_units(layer, unit, h, z, carry)
+        return scan_units(layer, unit, h, z, carry, restart)
 
     @jax.custom_vjp
     def run(h, unit, z, carry):
-        return scan_units(layer, unit, h, z, carry)
+        return scan_units(layer, unit, h, z, carry, restart)
 
     def forward(h, unit, z, carry):
-        out, pull = jax.vjp(lambda *a: scan_units(layer, a[0], h, *a[1:]), unit, z, carry)
-        return out, (pull, previous_outputs(carry.y, out[1].y), h)
+        def parts(unit, z, carry):
+            return scan_units(layer, unit, h, z, carry, restart)
+
+        out, pull = jax.vjp(parts, unit, z, carry)
+        return out, (pull, begun(restart, carry, out[1]).y, h)
 
     def backward(residuals, cotangents):
         pull, y, h = residuals

@@ -16,8 +16,8 @@ import optax
 from jaxtyping import Array, Float, Int, PyTree
 
 from .. import quant
-from ..learning_rules import parameters
-from ..learning_rules.rule import Loss, RuleOutput
+from ..learning_rules import losses, parameters
+from ..learning_rules.rule import RuleOutput
 from ..quant.training import loss_scale
 from .diagnostics import make_diagnosis
 from .evaluate import Evaluation, make_evaluation
@@ -90,7 +90,7 @@ def train(
     samples = Samples(job, job.dataset.train)
     segment = jax.jit(_make_segment(job, samples))
     test = test or make_evaluation(job, job.dataset.test)
-    weighted = _weighted(job.loss)
+    weighted = losses.weighted(job.loss)
     diagnose = None if job.exact is None else make_diagnosis(job, samples, weighted)
     step, state = start or (0, initial_state(job))
     begin = time.perf_counter() - seconds
@@ -157,7 +157,7 @@ def _short(name: str) -> str:
 
 def _make_segment(job: Job, samples: Samples) -> Callable[..., TrainState]:
     """The function that trains on the batches first <= i < stop of an epoch."""
-    rule = job.make_rule(job.network, _weighted(job.loss))
+    rule = job.make_rule(job.network, losses.weighted(job.loss))
     tx = optax.with_extra_args_support(job.tx)
 
     def one_batch(state: TrainState, arrays: Any, index: Array, epoch: Array, i: Array):
@@ -244,16 +244,6 @@ def _make_segment(job: Job, samples: Samples) -> Callable[..., TrainState]:
         return jax.lax.fori_loop(first, stop, body, state)
 
     return segment
-
-
-def _weighted(loss: Loss) -> Loss:
-    """The loss with a weight for each step and sample beside the target."""
-
-    def weighted(outputs: Array, targets: Any) -> Array:
-        target, weight = targets
-        return loss(outputs, target) * weight
-
-    return weighted
 
 
 def _norm(grads: PyTree, scale: Array | None) -> Array:

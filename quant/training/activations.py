@@ -34,7 +34,7 @@ class Activation:
         known = [r for r in ROUNDINGS if r != "stochastic"]
         if self.rounding not in known:
             raise ValueError(
-                f"Activation({self.fmt}): rounding is {self.rounding!r}; choose one of "
+                f"Activation({parse(self.fmt).name}): rounding is {self.rounding!r}; choose one of "
                 f"{', '.join(known)}."
             )
 

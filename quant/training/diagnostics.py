@@ -23,7 +23,9 @@ def gradient_quality(
 ) -> dict[str, PyTree[Float[Array, ""]]]:
     """How a gradient compares with what it is without number formats, for each leaf.
 
-    - `cosine`: of the angle between the two; 1 where both are 0, 0 where one is.
+    - `cosine`: of the angle between the two; 1 where both are 0, 0 where one is, or where one holds
+      an entry that is not finite.
+    - `gradient_not_finite`: share of the entries that are NaN or infinite in either of the two.
     - `gradient_underflowed`: share of the entries of `exact` that are not 0 and became 0.
     - `gradient_saturated`: share of the entries that lie beyond the range of `fmt` once they are
       multiplied by the scale of the loss; 0 where there is no format, or one that takes its unit
@@ -44,8 +46,12 @@ def gradient_quality(
         both = jnp.where(jnp.any(a != 0) | jnp.any(b != 0), 0.0, 1.0)
         return jnp.where(norms > 0, jnp.vdot(a, b) / jnp.where(norms > 0, norms, 1.0), both)
 
+    def not_finite(a: Array, b: Array) -> Array:
+        return (~(jnp.isfinite(a) & jnp.isfinite(b))).sum() / max(a.size, 1)
+
     def underflowed(a: Array, b: Array) -> Array:
-        return ((a != 0) & (b == 0)).sum() / jnp.maximum((a != 0).sum(), 1)
+        number = (a != 0) & ~jnp.isnan(a)
+        return (number & (b == 0)).sum() / jnp.maximum(number.sum(), 1)
 
     def saturated(a: Array) -> Array:
         if own is None or own.steps is not None:
@@ -54,6 +60,7 @@ def gradient_quality(
 
     return {
         "cosine": jax.tree.map(cosine, exact, actual),
+        "gradient_not_finite": jax.tree.map(not_finite, exact, actual),
         "gradient_underflowed": jax.tree.map(underflowed, exact, actual),
         "gradient_saturated": jax.tree.map(saturated, exact),
     }

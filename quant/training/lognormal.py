@@ -10,6 +10,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from ..integer import FixedPoint
@@ -101,9 +102,17 @@ def prune(
         threshold: a > 0, see `threshold_for`.
         key: random key.
 
+    Raises:
+        ValueError: a threshold that is not above 0, where it is no value under `jit`.
+
     References:
         Neural gradients are near-lognormal, arXiv:2006.08173.
     """
+    if not isinstance(threshold, Tracer) and not np.all(np.asarray(threshold) > 0):
+        raise ValueError(
+            f"prune: the threshold must be above 0, and its least value is {np.min(threshold)}; "
+            "threshold_for gives the one of a share of zeros."
+        )
     wide = jnp.broadcast_to(threshold, x.shape).astype(x.dtype)
     ternary = quantize(x / wide, _TERNARY, rounding="stochastic", key=key)
     return jnp.where(jnp.abs(x) < wide, ternary * wide, x)

@@ -16,6 +16,7 @@ import optax
 from jax.dtypes import float0
 from jaxtyping import Array, Float, PRNGKeyArray, UInt32
 
+from ..blocks import BlockFormat
 from ..formats import parse
 from ..integer import AsymmetricInteger, Integer
 from ..minifloat import widen
@@ -74,6 +75,11 @@ class LUQ:
                     f"LUQ: {parse(fmt).name} has a unit of its own, so numbers of another size "
                     "saturate: use formats that find a scale, such as int4 and log4."
                 )
+        if self.gradients is not None and isinstance(parse(self.gradients), BlockFormat):
+            raise ValueError(
+                f"LUQ: gradients are {self.gradients}, whose scales come from blocks, and here the "
+                "largest magnitude of all decides: use a format with one scale, such as log4."
+            )
         if self.rounding not in GRADIENT_ROUNDINGS:
             raise ValueError(
                 f"LUQ(rounding={self.rounding!r}): choose one of {', '.join(GRADIENT_ROUNDINGS)}."
@@ -89,10 +95,10 @@ def sawb_clip(x: Float[Array, "*dims"], *, c1: float, c2: float) -> Float[Array,
 
     It is the best clip for several bell-shaped densities if c1 and c2 are fitted to a bit width;
     12.1 and 12.2 are the published ones for 4 bits. Zeros are left out, so that what a relu made
-    non-negative gets the clip of the symmetric numbers it came from. Between mean |x| and max |x|,
-    where the fit would leave them (nearly constant numbers).
+    non-negative gets the clip of the symmetric numbers it came from; and all that is not finite.
+    Between mean |x| and max |x|, where the fit would leave them (nearly constant numbers).
     """
-    magnitude = jnp.abs(widen(x))  # counts and squares are beyond a float16
+    magnitude = jnp.abs(widen(_finite(x)))  # counts and squares are beyond a float16
     number = jnp.maximum(jnp.sum(magnitude > 0), 1).astype(magnitude.dtype)
     mean, square = magnitude.sum() / number, (magnitude**2).sum() / number
     clip = jnp.clip(c1 * jnp.sqrt(square) - c2 * mean, mean, absmax(magnitude))
@@ -103,17 +109,18 @@ def quantize_forward(x: Float[Array, "*dims"], fmt: str | None, luq: LUQ) -> Flo
     """Weights or activations as they go into a product: clipped, then rounded to nearest.
 
     An asymmetric integer takes the symmetric grid of as many bits where both ends are clipped: its
-    own would put 0 half-way between two codes, and the last bit of x would decide which.
+    own would put 0 half-way between two codes, and the last bit of x would decide which. What is
+    not finite stays as it is, so that a network which diverges is seen to.
     """
     if fmt is None:
         return x
     clip = sawb_clip(x, c1=luq.c1, c2=luq.c2)
-    clipped, own = jnp.clip(x, -clip, clip), parse(fmt)
+    clipped, own = jnp.clip(_finite(x), -clip, clip), parse(fmt)
     q = quantize(clipped, own)
-    if not isinstance(own, AsymmetricInteger) or own.bits < 2:
-        return q
-    both = (clipped.min() == -clip) & (clipped.max() == clip) & (clip > 0)
-    return jnp.where(both, quantize(clipped, Integer(own.bits)), q)
+    if isinstance(own, AsymmetricInteger) and own.bits >= 2:
+        both = (clipped.min() == -clip) & (clipped.max() == clip) & (clip > 0)
+        q = jnp.where(both, quantize(clipped, Integer(own.bits)), q)
+    return jnp.where(jnp.isfinite(x), q, x)
 
 
 def quantize_gradient(
@@ -123,6 +130,11 @@ def quantize_gradient(
     maximum: Float[Array, ""] | float = 0.0,
 ) -> Float[Array, "*dims"]:
     r"""A neural gradient in the format of `luq`, its largest magnitude going to itself.
+
+    Where the smallest magnitude of the format would be a subnormal number, which compiled code
+    takes for 0, the range is moved up until it is not: float32 and bfloat16 gradients below 2^-120
+    (with 7 magnitudes) keep their mean, on fewer levels. Subnormal numbers count as 0. What is not
+    finite stays as it is.
 
     Args:
         delta: the gradient.
@@ -138,16 +150,23 @@ def quantize_gradient(
     top = jnp.where(maximum > 0, maximum, largest).astype(delta.dtype)
     if luq.power_of_two:
         top = _power_of_two_above(top)
-    delta = jnp.clip(delta, -top, top)
+    lowest = jnp.finfo(widen(delta).dtype).tiny * (fmt.max / fmt.smallest)
+    top = jnp.maximum(top, jnp.array(lowest, delta.dtype))
     # the largest magnitude decides the scale, so it is put beside the numbers where it is not there
-    wide = jnp.concatenate([delta.reshape(-1), top[None]])
+    wide = jnp.concatenate([jnp.clip(_finite(delta), -top, top).reshape(-1), top[None]])
     if luq.rounding == "nearest_even":
-        return quantize(wide, fmt)[:-1].reshape(delta.shape)
-    rounded = quantize(wide, fmt, rounding="stochastic", key=key)
+        rounded = quantize(wide, fmt)
+    else:
+        rounded = quantize(wide, fmt, rounding="stochastic", key=key)
     if luq.rounding == "no_underflow":
         smallest = top * (fmt.smallest / fmt.max)
         rounded = jnp.where(jnp.abs(wide) < smallest, quantize(wide, fmt), rounded)
-    return rounded[:-1].reshape(delta.shape)
+    return jnp.where(jnp.isfinite(delta), rounded[:-1].reshape(delta.shape), delta)
+
+
+def _finite(x: Float[Array, "*dims"]) -> Float[Array, "*dims"]:
+    """The numbers, and 0 for what is not finite."""
+    return jnp.where(jnp.isfinite(x), x, jnp.zeros_like(x))
 
 
 def _power_of_two_above(x: Float[Array, ""]) -> Float[Array, ""]:

@@ -9,11 +9,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray, PyTree
 
+from ..flat_blocks import decode_leaf, encode_leaf, quantize_leaf
 from ..formats import parse
 from ..grid import Format
 from ..memory import StoredWeights, WeightMemory, float32
-from ..qtensor import QTensor, decode, encode
-from ..quantize import quantize
+from ..qtensor import QTensor
 from ..rounding import check_rounding
 from ..storage import check_has_zero
 
@@ -24,7 +24,7 @@ def master_copy(fmt: Format | str, rounding: str = "nearest_even") -> WeightMemo
     The float32 copy collects updates that are smaller than a step of the format. Gradients are
     taken at the weights that were read and applied to the copy (straight-through). What `losses`
     counts is lost by the copy, so nearly nothing. A format without a unit of its own finds its
-    scale anew at each reading.
+    scale anew at each reading, its blocks as in `number_format`.
 
     Args:
         fmt: the format of reading, or its name.
@@ -44,7 +44,7 @@ def master_copy(fmt: Format | str, rounding: str = "nearest_even") -> WeightMemo
         if rounding == "stochastic" and key is not None:
             keys = list(jax.random.split(key, len(leaves)))
         pairs = zip(leaves, keys, strict=True)
-        return tree.unflatten([quantize(w, fmt, rounding=rounding, key=k) for w, k in pairs])
+        return tree.unflatten([quantize_leaf(w, fmt, rounding=rounding, key=k) for w, k in pairs])
 
     return WeightMemory(copy.init, read, copy.update)
 
@@ -86,7 +86,7 @@ def compensated(memory: WeightMemory, fmt: Format | str = "float32") -> WeightMe
 
     def init(params: PyTree, key: PRNGKeyArray | None = None) -> CompensatedWeights:
         leaves = jax.tree.leaves(params)
-        zeros = [encode(jnp.zeros(p.shape, jnp.float32), fmt) for p in leaves]
+        zeros = [encode_leaf(jnp.zeros(p.shape, jnp.float32), fmt) for p in leaves]
         return CompensatedWeights(memory.init(params, key), zeros)
 
     def read(state: CompensatedWeights, key: PRNGKeyArray | None = None) -> PyTree:
@@ -98,12 +98,13 @@ def compensated(memory: WeightMemory, fmt: Format | str = "float32") -> WeightMe
         before, tree = jax.tree.flatten(memory.read(state.memory, None))
         steps = tree.flatten_up_to(updates)
         wanted = [
-            u.astype(jnp.float32) + decode(c) for u, c in zip(steps, state.remainder, strict=True)
+            u.astype(jnp.float32) + decode_leaf(c, u.shape)
+            for u, c in zip(steps, state.remainder, strict=True)
         ]
         new = memory.update(state.memory, tree.unflatten(wanted), key)
         after = jax.tree.leaves(memory.read(new, None))
         remainder = [
-            encode(t - (b.astype(jnp.float32) - a.astype(jnp.float32)), fmt)
+            encode_leaf(t - (b.astype(jnp.float32) - a.astype(jnp.float32)), fmt)
             for t, a, b in zip(wanted, before, after, strict=True)
         ]
         return CompensatedWeights(new, remainder)

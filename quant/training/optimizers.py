@@ -14,11 +14,11 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
+from ..flat_blocks import decode_leaf, encode_leaf, quantize_leaf
 from ..formats import parse
 from ..grid import Format
 from ..minifloat import FLOAT32
-from ..qtensor import QTensor, decode, encode
-from ..quantize import quantize
+from ..qtensor import QTensor
 from ..rounding import check_rounding
 from .loss_scale import loss_scaling
 
@@ -30,8 +30,9 @@ def quantize_gradients(
 ) -> optax.GradientTransformationExtraArgs:
     """Rounds every gradient to a format: chain it in front of an optimizer.
 
-    A format without a unit of its own finds its scales anew in each gradient. In float32 nothing
-    changes, bit for bit.
+    A format without a unit of its own finds its scales anew in each gradient; the blocks of a block
+    format run through the flattened gradient, the last one filled up with zeros. In float32 nothing
+    changes, bit for bit. A NaN under `jit` stays NaN, whether the format has one or not.
 
     Args:
         fmt: the format or its name.
@@ -40,33 +41,39 @@ def quantize_gradients(
         overflow: see `Format.encode`; `spec` lets a dynamic loss scale see an overflow.
 
     Raises:
-        ValueError: an unknown format or rounding; a missing key.
+        ValueError: an unknown format or rounding; a missing key; outside of `jit` a NaN where the
+            format has none.
     """
     fmt = parse(fmt)
     who = f"quantize_gradients({fmt.name})"
     _check(who, rounding)
+
+    def rounded(g: Array, key: Any) -> Array:
+        if _as_is(g, fmt):
+            return g
+        q = quantize_leaf(g, fmt, rounding=rounding, overflow=overflow, key=key)
+        return q if fmt.has_nan else jnp.where(jnp.isnan(g), g, q)
 
     def update(
         updates: Any, state: Any, params: Any = None, *, key: Any = None, **extra: Any
     ) -> tuple[Any, Any]:
         leaves, tree = jax.tree.flatten(updates)
         keys = _keys(who, rounding, key, _GRADIENTS, len(leaves))
-        rounded = [
-            g if _as_is(g, fmt) else quantize(g, fmt, rounding=rounding, overflow=overflow, key=k)
-            for g, k in zip(leaves, keys, strict=True)
-        ]
-        return tree.unflatten(rounded), state
+        return tree.unflatten([rounded(g, k) for g, k in zip(leaves, keys, strict=True)]), state
 
     return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
 
 
-@functools.partial(jax.tree_util.register_dataclass, data_fields=("leaves",), meta_fields=("tree",))
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=("leaves",), meta_fields=("tree", "shapes")
+)
 @dataclass(frozen=True)
 class QuantizedState:
     """State of an optimizer between two steps: its leaves, some of them as `QTensor`."""
 
     leaves: list[Any]
     tree: Any  # the structure of the state as the optimizer knows it
+    shapes: tuple[tuple[int, ...], ...]  # of the leaves there, which blocks may have filled up
 
 
 def quantize_state(
@@ -115,8 +122,10 @@ def quantize_state(
         for i, (path, leaf) in enumerate(found):
             own = format_of(path, leaf)
             key = keys[i] if keys else None
-            leaves.append(leaf if own is None else encode(leaf, own, rounding=rounding, key=key))
-        return QuantizedState(leaves, tree)
+            leaves.append(
+                leaf if own is None else encode_leaf(leaf, own, rounding=rounding, key=key)
+            )
+        return QuantizedState(leaves, tree, tuple(jnp.shape(leaf) for _, leaf in found))
 
     def init(params: Any) -> Any:
         state = inner.init(params)
@@ -139,7 +148,10 @@ def quantize_state(
         **extra: Any,
     ) -> tuple[Any, Any]:
         keys = _keys(who, rounding, key, _STATE, len(state.leaves))
-        loaded = [decode(a) if isinstance(a, QTensor) else a for a in state.leaves]
+        loaded = [
+            decode_leaf(a, shape) if isinstance(a, QTensor) else a
+            for a, shape in zip(state.leaves, state.shapes, strict=True)
+        ]
         before = state.tree.unflatten(loaded)
         updates, after = inner.update(updates, before, params, key=key, **extra)
         return updates, store(after, rounding, keys)

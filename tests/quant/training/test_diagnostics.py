@@ -45,6 +45,26 @@ def test_shares_count_what_the_format_of_the_gradient_loses():
         assert float(gradient_quality({"w": g}, {"w": q}, fmt)["gradient_saturated"]["w"]) == 0
 
 
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("side", [0, 1])
+def test_what_is_not_finite_is_counted_and_never_a_good_cosine(bad, side):
+    pair = [jnp.array([1.0, 2.0, 1e-6, 0.0]), jnp.array([1.0, 2.0, 0.0, 0.0])]
+    fine = gradient_quality(*pair)
+    assert float(fine["gradient_not_finite"]) == 0
+    assert float(fine["cosine"]) > 0.9
+    pair[side] = pair[side].at[0].set(bad)
+    got = gradient_quality(*pair)
+    assert float(got["gradient_not_finite"]) == 1 / 4
+    assert float(got["cosine"]) == 0
+    # a NaN is no number that could become 0
+    numbers = 2 if side == 0 and np.isnan(bad) else 3
+    assert float(got["gradient_underflowed"]) == pytest.approx(1 / numbers)
+    became_zero = gradient_quality(jnp.array([jnp.nan, 1.0]), jnp.array([0.0, 1.0]))
+    assert float(became_zero["gradient_not_finite"]) == 1 / 2
+    assert float(became_zero["gradient_underflowed"]) == 0
+    assert float(gradient_quality(jnp.zeros(0), jnp.zeros(0))["gradient_not_finite"]) == 0
+
+
 def test_shares_of_writes_are_those_between_two_moments():
     memory = number_format("fixed8.4")
     state = memory.init({"w": jnp.zeros(4)}, None)

@@ -106,6 +106,9 @@ def test_what_is_refused():
         threshold_for(1.0, model)
     with pytest.raises(ValueError, match="the share must be between 0 and 1"):
         threshold_for(1, model)
+    for threshold in (0.0, -1.0, math.nan):
+        with pytest.raises(ValueError, match=f"above 0, and its least value is {threshold}"):
+            prune(jnp.ones(3), jnp.full(3, threshold).at[0].set(1.0), jax.random.key(0))
     with pytest.raises(ValueError, match="sigma must be above 0"):
         best_split(4, 0.0)
     with pytest.raises(ValueError, match="bits must be from 3 to 12"):

@@ -66,6 +66,37 @@ def test_levels_fit_in_four_bits_and_the_largest_goes_to_itself():
     assert float(jnp.min(negative)) == -float(jnp.abs(X).max())
 
 
+@pytest.mark.parametrize("luq", [L.LUQ(), L.LUQ(power_of_two=True)], ids=["amax", "power"])
+def test_gradients_of_the_smallest_numbers_keep_their_mean(luq):
+    tiny = np.finfo(np.float32).tiny
+    x = np.array([50.0, -20.0, 7.0, 3.0, 1.5, -1.1, 0.0], np.float32) * tiny  # all normal, but 0
+    n = 4000
+    keys = jax.random.split(jax.random.key(0), n)
+    quick = jax.jit(jax.vmap(lambda k: L.quantize_gradient(jnp.asarray(x), luq, k)))
+    q = np.asarray(quick(keys), np.float64) / tiny
+    np.testing.assert_array_equal(np.abs(q[q != 0]) >= 1, True)  # no level that would vanish
+    top = 64.0  # 2^6 times the smallest normal number: 7 magnitudes
+    grid = np.array([0.0, *(2.0**k for k in range(7))])
+    assert np.isin(np.abs(q), grid).all()
+    assert grid[-1] == top
+    exact = x.astype(np.float64) / tiny
+    place = np.searchsorted(grid, np.abs(exact), side="right")
+    variance = (np.abs(exact) - grid[place - 1]) * (grid[place] - np.abs(exact))
+    assert (np.abs(q.mean(0) - exact) <= 4.5 * np.sqrt(variance / n)).all()
+
+
+def test_what_is_not_finite_stays_and_harms_nothing_else():
+    bad = jnp.array([1.0, jnp.nan, -jnp.inf, 0.3, -0.9])
+    good, at = jnp.where(jnp.isfinite(bad), bad, 0), np.array([0, 3, 4])
+    q = jax.jit(lambda x: L.quantize_gradient(x, L.LUQ(), jax.random.key(1)))(bad)
+    np.testing.assert_array_equal(q[1:3], bad[1:3])
+    assert (np.asarray(q)[at] != 0).all()
+    for fmt in ("int4", "int4_asymmetric"):
+        forward = jax.jit(lambda x, fmt=fmt: L.quantize_forward(x, fmt, L.LUQ()))
+        np.testing.assert_array_equal(forward(bad)[1:3], bad[1:3])
+        np.testing.assert_array_equal(forward(bad)[at], forward(good)[at])
+
+
 def test_scaling_by_a_power_of_two_scales_the_result():
     one = L.quantize_gradient(X, L.LUQ(), jax.random.key(3))
     other = L.quantize_gradient(X * 2.0**-20, L.LUQ(), jax.random.key(3))
@@ -321,6 +352,7 @@ def test_the_rate_of_fine_tuning_goes_up_and_back(steps):
         (lambda: L.LUQ(samples=0), "whole number of samples"),
         (lambda: L.LUQ(c1=math.nan), "c1=nan"),
         (lambda: L.LUQ(gradients="e2m1fn"), "e2m1fn has a unit of its own"),
+        (lambda: L.LUQ(gradients="mxfp4"), "gradients are mxfp4.*use a format with one scale"),
         (lambda: L.LUQ(gradients="log44"), "bits must be from 2 to 8"),
         (lambda: L.LUQ(weights="in4"), "the nearest names are int4"),
         (lambda: L.fine_tuning_schedule(0.1, 1.0, 1), "in 2 or more"),

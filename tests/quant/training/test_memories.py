@@ -120,6 +120,18 @@ def test_a_master_copy_may_be_read_stochastically():
         memory.read(state, None)
 
 
+def test_blocks_run_through_weights_of_any_shape():
+    rng = np.random.default_rng(2)
+    params = {s: jnp.asarray(rng.normal(size=s), jnp.float32) for s in ((5, 30),)}
+    blocks = number_format("mxfp4")
+    for memory in (master_copy("mxfp4"), compensated(float32(), "mxfp4")):
+        state = memory.init(params, None)
+        read = memory.read(memory.update(state, jax.tree.map(jnp.zeros_like, params), None), None)
+        wanted = params if hasattr(state, "remainder") else blocks.read(blocks.init(params, None))
+        for shape, w in wanted.items():
+            np.testing.assert_array_equal(read[shape], w, strict=True)
+
+
 def test_the_gradient_reaches_the_master_copy():
     memory = master_copy("fixed4.1")
     state = memory.init({"w": jnp.array([0.3, 20.0])}, None)

@@ -7,7 +7,7 @@ import numpy as np
 import optax
 import pytest
 
-from spikebit.quant import QTensor, quantize
+from spikebit.quant import QTensor, parse, quantize
 from spikebit.quant.training import low_precision, quantize_gradients, quantize_state
 
 OPTIMIZERS = {
@@ -65,6 +65,41 @@ def test_gradients_are_rounded_and_nothing_else():
     got, _ = quantize_gradients("e4m3fn").update(grads, optax.EmptyState())
     for name, g in grads.items():
         np.testing.assert_array_equal(got[name], np.asarray(g).astype(F8).astype(np.float32))
+
+
+def in_blocks(x, name):
+    """By hand: flattened, filled up with zeros, cut into blocks."""
+    block, flat = parse(name).block, np.asarray(x, np.float32).ravel()
+    rows = np.concatenate([flat, np.zeros(-len(flat) % block, np.float32)]).reshape(-1, block)
+    q = np.asarray(quantize(jnp.asarray(rows), name)).ravel()
+    return q[: len(flat)].reshape(np.shape(x))
+
+
+def test_blocks_run_through_leaves_of_any_shape():
+    name = "mxfp4"
+    grads = {"w": tree(1)["w"], "one": jnp.float32(0.7), "empty": jnp.zeros((0, 3))}
+    grads["whole"] = jnp.tile(tree(2)["w"][:4, :4], (2, 16))  # (8, 64)
+    tx = low_precision(optax.trace(0.5), gradients=name, state=name)
+    update, state = jax.jit(tx.update), tx.init(grads)
+    updates, state = update(grads, state)
+    for leaf, g in grads.items():
+        np.testing.assert_array_equal(updates[leaf], in_blocks(g, name), err_msg=leaf)
+    np.testing.assert_array_equal(updates["whole"], quantize(grads["whole"], name))
+    again, _ = update(grads, state)
+    for leaf, g in grads.items():
+        first = in_blocks(g, name)
+        kept = in_blocks(first, name) if np.ndim(g) else first  # numbers without axes stay
+        np.testing.assert_array_equal(again[leaf], first + np.float32(0.5) * kept, err_msg=leaf)
+
+
+@pytest.mark.parametrize("name", ["int4", "e2m1fn", "log4"])
+def test_a_nan_in_a_gradient_is_never_hidden(name):
+    tx, g = quantize_gradients(name), jnp.array([2.0, jnp.nan, -2.0])
+    q, _ = jax.jit(tx.update)(g, optax.EmptyState())
+    assert np.isnan(q).tolist() == [False, True, False]
+    np.testing.assert_array_equal(q[::2], [2.0, -2.0])  # values of each of the formats
+    with pytest.raises(ValueError, match=rf"quantize\({name}\): x of shape \(3,\) holds 1 NaN"):
+        tx.update(g, optax.EmptyState())
 
 
 def test_stochastic_gradients_have_the_right_mean():

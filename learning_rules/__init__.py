@@ -7,7 +7,9 @@ A rule is two pure functions (`rule.LearningRule`); every rule is made the same 
 from .. import __version__ as __version__
 from . import losses
 from .bptt import bptt
+from .broadcast import broadcast_weights
 from .compare import compare, cosine, relative_error
+from .eprop import eprop, with_feedback
 from .fatigue import FatiguingSTDP
 from .feedback import direct_feedback_alignment, feedback_alignment, feedback_weights
 from .format_cost import format_cost, sequence_losses
@@ -21,6 +23,7 @@ from .homeostasis import (
 )
 from .noise import with_new_noise
 from .ostl import ostl
+from .osttp import osttp
 from .ottt import ottt
 from .reward_stdp import RewardSTDP
 from .rtrl import rtrl
@@ -42,11 +45,13 @@ __all__ = [
     "apply_update",
     "bounded_update",
     "bptt",
+    "broadcast_weights",
     "compare",
     "cosine",
     "dead_band",
     "decayed_trace",
     "direct_feedback_alignment",
+    "eprop",
     "feedback_alignment",
     "feedback_weights",
     "format_cost",
@@ -59,6 +64,7 @@ __all__ = [
     "modulation_factor",
     "normalised",
     "ostl",
+    "osttp",
     "ottt",
     "parameters",
     "relative_error",
@@ -68,5 +74,6 @@ __all__ = [
     "sltt",
     "threshold_change",
     "winner_takes_all",
+    "with_feedback",
     "with_new_noise",
 ]

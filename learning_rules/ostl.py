@@ -3,6 +3,7 @@
 The rule puts together the traces of single layers (`traces.py`); it holds no cell's equations.
 """
 
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -107,31 +108,46 @@ def ostl(
                 "trace of a state to keep in a format; leave out one of them."
             )
         return _WITHOUT_STATE_TRACE[scope](network, loss)
-    return of_stack(
-        as_stack(network),
-        loss,
-        scope=scope,
-        cross_layer=cross_layer,
-        trace_format=trace_format,
-        trace_rounding=trace_rounding,
-    )
-
-
-def of_stack(
-    stack: Stack,
-    loss: Loss,
-    *,
-    scope: str,
-    cross_layer: str,
-    trace_format: Format | str | None,
-    trace_rounding: str,
-) -> LearningRule:
-    """`ostl` for layers that are already taken apart."""
-    spatial = cross_layer == "spatial"
-    makers = tuple(_trace_of(layer, scope, spatial) for layer in stack.layers)
     default = None
     if trace_format is not None:
         default = storage(f"ostl(trace_format={str(trace_format)!r})", trace_format, trace_rounding)
+    stack = as_stack(network)
+    spatial = cross_layer == "spatial"
+    makers = [trace_of(layer, scope, spatial=spatial) for layer in stack.layers]
+    return of_traces(stack, makers, loss, default=default)
+
+
+Route = Callable[[int, Array, Array], Array]
+"""`route(layer, above, below)`: the learning signal that goes down at the bottom of a layer.
+
+Called for the layers from the highest to the lowest, with the index of the layer, the signal at its
+output, and that at its input by reverse mode through it.
+"""
+
+
+def plain_route(parts: list[dict], targets: Any) -> Route:
+    """The signal as reverse mode gives it."""
+    del parts, targets
+    return lambda layer, above, below: below
+
+
+def of_traces(
+    stack: Stack,
+    makers: Sequence[LayerTrace | None],
+    loss: Loss,
+    *,
+    default: Storage | None = None,
+    route: Callable[[list[dict], Any], Route] = plain_route,
+) -> LearningRule:
+    """The rule of layers whose traces are made, None for those without a state.
+
+    Args:
+        stack: the layers.
+        makers: the trace of each layer.
+        loss: loss of one time step.
+        default: in which format traces are kept that have none of their own.
+        route: from the parameters of each layer and the targets of a chunk to the way down.
+    """
     kept = tuple(
         None if maker is None else layer.trace or default
         for layer, maker in zip(stack.layers, makers, strict=True)
@@ -178,8 +194,10 @@ def of_stack(
         total, dys = jax.value_and_grad(lambda ys: sequence_loss(loss, ys, targets))(xs)
         key, stores = _stores(kept, state.key)
         grads, traces, lost = [], [], []
-        for back, store in zip(reversed(backs), reversed(stores), strict=True):
-            part_grads, dys, trace, loses = back(dys, store)
+        down = route(parts, targets)
+        for i, back, store in reversed(list(zip(range(len(backs)), backs, stores, strict=True))):
+            part_grads, dxs, trace, loses = back(dys, store)
+            dys = down(i, dys, dxs)
             grads.insert(0, part_grads)
             traces.insert(0, trace)
             lost.insert(0, loses)
@@ -190,7 +208,8 @@ def of_stack(
     return LearningRule(init, step)
 
 
-def _trace_of(layer: Layer, scope: str, spatial: bool) -> LayerTrace | None:
+def trace_of(layer: Layer, scope: str, *, spatial: bool) -> LayerTrace | None:
+    """The trace of a layer in a scope, None for one without a state; as in `ostl`."""
     if layer.kind == "stateless":
         return None
     make = generic_trace if layer.kind == "cell" else unit_trace

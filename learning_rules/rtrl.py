@@ -5,7 +5,7 @@ from typing import Any
 from flax import nnx
 from jaxtyping import PRNGKeyArray, PyTree
 
-from .ostl import OSTLState, of_stack
+from .ostl import OSTLState, of_traces, trace_of
 from .rule import LearningRule, Loss
 from .stack import Layer, Stack, as_stack
 
@@ -27,14 +27,7 @@ def rtrl(network: nnx.Module, loss: Loss) -> LearningRule:
     """
     graphdef, _, constants = nnx.split(network, nnx.Param, ...)
     whole = Stack((Layer("The network", "cell", graphdef, constants),), single=True)
-    rule = of_stack(
-        whole,
-        loss,
-        scope="full",
-        cross_layer="spatial",
-        trace_format=None,
-        trace_rounding="nearest_even",
-    )
+    rule = of_traces(whole, [trace_of(whole.layers[0], "full", spatial=True)], loss)
     layers = as_stack(network)
 
     def init(params: PyTree, batch: Any, key: PRNGKeyArray | None = None) -> OSTLState:

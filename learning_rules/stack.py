@@ -66,6 +66,14 @@ class Layer:
         """A unit-wise cell with its per-unit parameters only: for `charge` and `fire`."""
         return self.module({**unit, **dict.fromkeys(self.kernels, jnp.zeros(()))})
 
+    def step(self, params: PyTree, carry: Any, x: Array) -> tuple[Any, PyTree]:
+        """One step of a cell: its new carry and what it hands on."""
+        return self.module(params)(carry, x)
+
+    def output(self, carry: Any) -> PyTree:
+        """What a unit-wise cell hands on at a carry."""
+        return carry.y
+
 
 class Stack(NamedTuple):
     """The layers of a network, lowest first; `single` if the network is one bare cell."""

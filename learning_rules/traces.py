@@ -43,7 +43,7 @@ class LayerTrace(NamedTuple):
     init: Callable[[dict, Any], PyTree]  # params, carry -> trace
     # params, carry, trace, xs, where samples begin anew -> new carry, ys, back
     # back(cotangent of ys, store) -> gradient of params, cotangent of xs, new trace, what it lost
-    chunk: Callable[[dict, Any, PyTree, Array, Restart | None], tuple[Any, Array, Callable]]
+    chunk: Callable[[dict, Any, PyTree, Array, Restart | None], tuple[Any, PyTree, Callable]]
 
 
 class UnitTrace(NamedTuple):
@@ -96,7 +96,8 @@ def unit_trace(layer: Layer, *, paths: Paths, spatial: bool) -> LayerTrace:
         def run(wide, z, memory, y):
             start = carry._replace(**dict(zip(names, memory, strict=True)), y=y)
             last, carries = scan_units(layer, wide, h, z, start, restart, product)
-            return (jnp.stack([getattr(last, k) for k in names], 1), carries.y), (last, carries)
+            out = jnp.stack([getattr(last, k) for k in names], 1)
+            return (out, layer.output(carries)), (last, carries)
 
         memory = tuple(getattr(carry, k) for k in names)
         (out, ys), pull, (last, carries) = jax.vjp(
@@ -104,7 +105,7 @@ def unit_trace(layer: Layer, *, paths: Paths, spatial: bool) -> LayerTrace:
         )
         before = begun(restart, carry, carries)
 
-        def back(dys: Array, store: Store):
+        def back(dys: PyTree, store: Store):
             dwide, dz, dmemory, dy = pull((jnp.zeros_like(out), dys))
             ds = jnp.stack(dmemory, 1) + dy[:, None] * trace.gain
             grads = _direct_gradients(params, dwide, dz, xs, before.y)
@@ -116,7 +117,7 @@ def unit_trace(layer: Layer, *, paths: Paths, spatial: bool) -> LayerTrace:
 
         def roll(store: Store) -> tuple[UnitTrace, Any]:
             basis = _basis(out, dense)
-            zero = jnp.zeros_like(ys)
+            zero = jax.tree.map(jnp.zeros_like, ys)
             dwide, dz, dmemory, dy = jax.vmap(lambda c: pull((c, zero)))(basis)
             # the leading axis S of every array is the state entry that is differentiated
             direct = jnp.stack(dmemory, 2)  # (S, B, m, *features)
@@ -285,7 +286,7 @@ def generic_trace(layer: Layer, *, paths: Paths, spatial: bool) -> LayerTrace:
             theta, x, others = rest
             # a batch of one: layers inside may count on a batch axis
             batch = jax.tree.map(lambda a: a[None], (join(unravel_state(s), others), x))
-            new, y = jax.tree.map(lambda a: a[0], layer.module(unravel_theta(theta))(*batch))
+            new, y = jax.tree.map(lambda a: a[0], layer.step(unravel_theta(theta), *batch))
             state, others, _ = _split_carry(new)
             return ravel_pytree(state)[0], y, others
 
@@ -317,12 +318,13 @@ def generic_trace(layer: Layer, *, paths: Paths, spatial: bool) -> LayerTrace:
             flatten(state), xs, others, anew
         )
 
-        def back(dys: Array, store: Store):
+        def back(dys: PyTree, store: Store):
             def sample(pull, eps, dy, before, x):
                 states, others = before
                 dtheta, ds, dx = pull((jnp.zeros_like(states[0]), dy))
                 basis = jnp.eye(states.shape[-1], dtype=states.dtype)
-                m, p, _ = jax.vmap(lambda c: pull((c, jnp.zeros_like(dy))))(basis)
+                zero = jax.tree.map(jnp.zeros_like, dy)
+                m, p, _ = jax.vmap(lambda c: pull((c, zero)))(basis)
                 if spatial:
 
                     def same_step(s, others, x, d):

@@ -41,7 +41,9 @@ def quantize(
     block is given. Scales count as constants under differentiation. A value that the dtype of x
     cannot hold, such as 65504 in bfloat16, is rounded to that dtype.
 
-    Sharded arrays give the same bits; on a mesh with explicit axes no block may be cut by them.
+    Sharded arrays give the same bits, but where a scale is made of a sum (`binary`, `ternary`,
+    `mse`, `gaussian`, `laplace`): its last bits depend on the order in which devices add. On a mesh
+    with explicit axes no block may be cut by them.
 
     Args:
         x: numbers in float32, float64, float16 or bfloat16.

@@ -8,10 +8,13 @@ import dataclasses
 import functools
 import statistics
 from abc import abstractmethod
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple, cast
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import AxisType, auto_axes
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray, UInt
 
@@ -62,15 +65,16 @@ class Table(Format):
         self, x: Float[Array, "*dims"], rounding: str, overflow: str, key: PRNGKeyArray | None
     ) -> UInt[Array, "*dims"]:
         x = widen(x)
-        index = self._index(x, rounding, key)
-        return jnp.asarray(_grid(self, str(x.dtype)).codes)[index]
+        codes = jnp.asarray(_grid(self, str(x.dtype)).codes)
+        return _on_any_mesh(lambda x, key: codes[self._index(x, rounding, key)], x, key)
 
     def _round(
         self, x: Float[Array, "*dims"], rounding: str, overflow: str, key: PRNGKeyArray | None
     ) -> Float[Array, "*dims"]:
         if self.has_nan or x.dtype not in (jnp.float32, jnp.float64):
             return super()._round(x, rounding, overflow, key)
-        return jnp.asarray(_grid(self, str(x.dtype)).values)[self._index(x, rounding, key)]
+        values = jnp.asarray(_grid(self, str(x.dtype)).values)
+        return _on_any_mesh(lambda x, key: values[self._index(x, rounding, key)], x, key)
 
     def _index(self, x: Array, rounding: str, key: PRNGKeyArray | None) -> Array:
         """The place in the table that x is rounded to; NaN goes to that of the nearest to 0."""
@@ -117,7 +121,15 @@ class Table(Format):
         values, known, _ = self.entries()
         table = np.full(2**self.bits, np.nan if self.has_nan else 0, wide)
         table[known] = values.astype(wide)
-        return narrow(jnp.asarray(table)[codes], dtype)
+        return narrow(_on_any_mesh(lambda codes: jnp.asarray(table)[codes], codes), dtype)
+
+
+def _on_any_mesh(f: Callable[..., Array], x: Array, *others: Any) -> Array:
+    """The array f(x, ...), one element for each: on explicit axes JAX asks how it is sharded."""
+    sharding = jax.typeof(x).sharding
+    if AxisType.Explicit in sharding.mesh.axis_types:
+        f = cast("Callable[..., Array]", auto_axes(f, out_sharding=sharding))
+    return f(x, *others)
 
 
 @functools.lru_cache(maxsize=256)

@@ -75,6 +75,17 @@ for name in ("e4m3fn", "int4", "int8"):
             q = encode(array, name, **shared)
             same = np.asarray(decode(q)) == np.asarray(quantize(x, name, **shared))
             equal[f"codes {name} {shared} {where}"] = bool(same.all())
+mesh = jax.make_mesh((4,), ("d",), axis_types=(jax.sharding.AxisType.Explicit,))
+on = jax.device_put(x, NamedSharding(mesh, P("d", None)))
+for name in ("e4m3fn", "mxfp4", "nf4", "posit16"):
+    for settings in ({}, {"rounding": "stochastic", "key": jax.random.key(1)}):
+        one = np.asarray(quantize(x, name, **settings))
+        with jax.set_mesh(mesh):
+            y = jax.jit(lambda x: quantize(x, name, **settings))(on)
+            q = encode(on, name, **settings)
+            assert jax.typeof(y).sharding.spec == jax.typeof(q.codes).sharding.spec == P("d", None)
+            same = (np.asarray(y) == one) & (np.asarray(decode(q)) == one)
+        equal[f"explicit {name} {list(settings)}"] = bool(same.all())
 print(json.dumps({"devices": jax.device_count(), "equal": equal}))
 """
 
@@ -87,5 +98,5 @@ def test_sharded_arrays_give_the_same_bits():
     ).stdout
     result = json.loads(out.splitlines()[-1])
     assert result["devices"] == 4
-    assert len(result["equal"]) == 44
+    assert len(result["equal"]) == 44 + 8
     assert all(result["equal"].values()), [k for k, v in result["equal"].items() if not v]

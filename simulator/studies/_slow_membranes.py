@@ -23,9 +23,8 @@ from .. import surrogate
 from ..lif import LIFCell
 from ..network import Network
 from ..readout import LeakyReadout
-from ._weighted_loss import weighted
 
-LOSS = weighted(losses.cross_entropy)
+LOSS = losses.weighted(losses.cross_entropy)
 
 
 class Kind(NamedTuple):
@@ -125,7 +124,7 @@ def compare_gradients(
         ValueError: one of them is 0 in a layer.
     """
     steps, batch = xs.shape[:2]
-    targets = (step_weights(steps, batch, loss), jnp.broadcast_to(labels, (steps, batch)))
+    targets = (jnp.broadcast_to(labels, (steps, batch)), step_weights(steps, batch, loss))
     found = _gradients(kind)(parameters(network), xs, targets)
     stack = as_stack(network)
     pairs = zip(*(stack.split(grads)[0] for grads in found), strict=True)
@@ -184,7 +183,7 @@ def _trainer(
         def update(carried: Any, now: tuple[Array, Array]) -> tuple[Any, None]:
             (params, state), (index, i) = carried, now
             xs = jnp.broadcast_to(images[index], (steps, batch, images.shape[1]))
-            targets = (weights, jnp.broadcast_to(labels[index], (steps, batch)))
+            targets = (jnp.broadcast_to(labels[index], (steps, batch)), weights)
             own = jax.random.fold_in(key, i)
             found = run_sequence(made, params, xs, targets, key=own).grads
             updates, state = tx.update(found, state)

@@ -22,7 +22,6 @@ from ..build import make_network
 from ..experiment import CELL_SETTINGS, STRICT, Count, CountOrZero, NetworkSettings, Positive
 from ..network import Network
 from ..rules_table import RULES
-from ._weighted_loss import weighted
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -152,16 +151,16 @@ def curve_updates(settings: Settings) -> list[int]:
 def sequences(
     settings: Settings, bits: Float[Array, "batch 2"]
 ) -> tuple[Float[Array, "time batch 3"], tuple[Array, Array]]:
-    """Inputs of pairs of bits, and targets for `weighted` losses.
+    """Inputs of pairs of bits, and targets for `losses.weighted`.
 
     Args:
         settings: when bits and cue come.
         bits: +1 or -1.
 
     Returns:
-        The inputs: first bit, second bit, cue, each 0 but at its own step. The targets: weights
-        (time, batch), 1 at the last step and 0 before; and labels (time, batch, 1), 1 where the
-        bits differ.
+        The inputs: first bit, second bit, cue, each 0 but at its own step. The targets: labels
+        (time, batch, 1), 1 where the bits differ; and weights (time, batch), 1 at the last step and
+        0 before.
     """
     steps, batch = settings.cue + 1, len(bits)
     first, second = settings.bits
@@ -169,7 +168,7 @@ def sequences(
     xs = xs.at[second, :, 1].set(bits[:, 1]).at[settings.cue, :, 2].set(1.0)
     weights = jnp.zeros((steps, batch)).at[-1].set(1.0)
     differ = (bits[:, :1] * bits[:, 1:] < 0).astype(jnp.float32)
-    return xs, (weights, jnp.broadcast_to(differ, (steps, batch, 1)))
+    return xs, (jnp.broadcast_to(differ, (steps, batch, 1)), weights)
 
 
 def drawn_shares(settings: Settings, key: PRNGKeyArray) -> Float[Array, "4"]:
@@ -192,7 +191,7 @@ def _network(settings: Settings, cell: str, seed: int) -> Network:
 
 
 def _rule(settings: Settings, cell: str, name: str) -> LearningRule:
-    return RULES[name](_network(settings, cell, 0), weighted(losses.sigmoid_cross_entropy))
+    return RULES[name](_network(settings, cell, 0), losses.weighted(losses.sigmoid_cross_entropy))
 
 
 @functools.lru_cache(maxsize=4)
@@ -203,7 +202,7 @@ def _trainer(
     rule, tx = _rule(settings, cell, name), optax.adam(settings.learning_rate)
     graphdef, _ = nnx.split(_network(settings, cell, 0))
     all_bits = jnp.array([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]])
-    xs, (weights, labels) = sequences(settings, all_bits)
+    xs, (labels, weights) = sequences(settings, all_bits)
 
     def judge(params: PyTree) -> tuple[Array, Array]:
         network = nnx.merge(graphdef, params)
@@ -218,7 +217,7 @@ def _trainer(
             params, state = carried
             draw, own = jax.random.split(jax.random.fold_in(key, i))
             shares = drawn_shares(settings, draw)
-            targets = (weights * len(shares) * shares, labels)
+            targets = (labels, weights * len(shares) * shares)
             found = run_sequence(rule, params, xs, targets, chunk=chunk, key=own)
             updates, state = tx.update(found.grads, state, params)
             params = optax.apply_updates(params, updates)

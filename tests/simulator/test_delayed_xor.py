@@ -10,7 +10,6 @@ from spikebit.learning_rules.bptt import sequence_loss
 from spikebit.simulator import report
 from spikebit.simulator.rules_table import RULES
 from spikebit.simulator.studies import delayed_xor as study
-from spikebit.simulator.studies._weighted_loss import weighted
 
 pytestmark = pytest.mark.usefixtures("compile_quickly", "standard_promotion")
 ALL_BITS = np.array([[1, 1], [1, -1], [-1, 1], [-1, -1]], np.float32)
@@ -31,7 +30,7 @@ def curve(settings=SMALL, **case):
 
 
 def test_the_task_by_hand():
-    xs, (weights, labels) = study.sequences(study.Settings(), jnp.asarray(ALL_BITS))
+    xs, (labels, weights) = study.sequences(study.Settings(), jnp.asarray(ALL_BITS))
     expected = np.zeros((14, 4, 3))
     for i, (a, b) in enumerate(ALL_BITS):
         expected[1, i, 0], expected[5, i, 1], expected[13, i, 2] = a, b, 1
@@ -43,7 +42,7 @@ def test_the_task_by_hand():
 def test_only_the_last_step_is_judged():
     _, targets = study.sequences(SMALL, jnp.asarray(ALL_BITS))
     z = np.random.default_rng(0).normal(size=(4, 4, 1)).astype(np.float32)
-    found = sequence_loss(weighted(losses.sigmoid_cross_entropy), jnp.asarray(z), targets)
+    found = sequence_loss(losses.weighted(losses.sigmoid_cross_entropy), jnp.asarray(z), targets)
     sign = np.array([1, -1, -1, 1])  # of the logit that is wrong
     np.testing.assert_allclose(found, np.log1p(np.exp(sign * z[-1, :, 0])).mean(), rtol=1e-6)
 
@@ -56,8 +55,8 @@ def test_weighting_the_four_sequences_is_a_random_batch():
     drawn = jax.random.randint(jax.random.key(7), (8,), 0, 4)
     assert len(set(drawn.tolist())) > 1
     gradient = jax.jit(lambda *task: run_sequence(rule, parameters(network), *task).grads)
-    xs, (weights, labels) = study.sequences(SMALL, jnp.asarray(ALL_BITS))
-    weighed = gradient(xs, (4 * weights * shares, labels))
+    xs, (labels, weights) = study.sequences(SMALL, jnp.asarray(ALL_BITS))
+    weighed = gradient(xs, (labels, 4 * weights * shares))
     single = gradient(*study.sequences(SMALL, jnp.asarray(ALL_BITS)[drawn]))
     assert relative_error(weighed, single) < 1e-5
 

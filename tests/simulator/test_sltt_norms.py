@@ -5,12 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from spikebit.learning_rules import bptt, parameters, relative_error, run_sequence, sltt
+from spikebit.learning_rules import bptt, losses, parameters, relative_error, run_sequence, sltt
 from spikebit.learning_rules.stack import as_stack
 from spikebit.simulator import report, simulate
 from spikebit.simulator.studies import _slow_membranes as membranes
 from spikebit.simulator.studies import sltt_norms as study
-from spikebit.simulator.studies._weighted_loss import weighted
 
 pytestmark = pytest.mark.usefixtures("compile_quickly", "standard_promotion")
 KIND = membranes.Kind((6, 5, 4, 3), gain=2.0, surrogate="arctan")  # no unit is without a gradient
@@ -40,8 +39,8 @@ def test_the_prediction_is_exact_where_every_path_counts_alike(loss, decay, read
     network, steps = membranes.make_network(kind, decay, 0), 7
     xs = jnp.broadcast_to(jax.random.normal(jax.random.key(1), (2, 6)), (steps, 2, 6))
     errors = jax.random.normal(jax.random.key(2), (2, 3))
-    targets = (membranes.step_weights(steps, 2, loss), jnp.broadcast_to(errors, (steps, 2, 3)))
-    linear = weighted(lambda outputs, errors: (outputs * errors).sum(-1))
+    targets = (jnp.broadcast_to(errors, (steps, 2, 3)), membranes.step_weights(steps, 2, loss))
+    linear = losses.weighted(lambda outputs, errors: (outputs * errors).sum(-1))
 
     @jax.jit
     def lowest(params):

@@ -171,13 +171,13 @@ def sequences(
     return xs, (jnp.broadcast_to(differ, (steps, batch, 1)), weights)
 
 
-def drawn_shares(settings: Settings, key: PRNGKeyArray) -> Float[Array, "4"]:
-    """How often each of the four sequences is in a random batch, as a share of it.
+def random_batch(settings: Settings, key: PRNGKeyArray) -> Float[Array, "4"]:
+    """Weights of the four sequences, by how often each is in a random batch; their mean is 1.
 
-    The mean gradient of the batch is that of the four, weighted so, at a fraction of the work.
+    The gradient of the batch is that of the four, weighted so, at a fraction of the work.
     """
     drawn = jax.random.randint(key, (settings.batch,), 0, 4)
-    return jnp.bincount(drawn, length=4).astype(jnp.float32) / settings.batch
+    return 4 * jnp.bincount(drawn, length=4).astype(jnp.float32) / settings.batch
 
 
 def _network(settings: Settings, cell: str, seed: int) -> Network:
@@ -216,8 +216,7 @@ def _trainer(
         def update(carried: Any, i: Array) -> tuple[Any, tuple[Array, Array]]:
             params, state = carried
             draw, own = jax.random.split(jax.random.fold_in(key, i))
-            shares = drawn_shares(settings, draw)
-            targets = (labels, weights * len(shares) * shares)
+            targets = (labels, weights * random_batch(settings, draw))
             found = run_sequence(rule, params, xs, targets, chunk=chunk, key=own)
             updates, state = tx.update(found.grads, state, params)
             params = optax.apply_updates(params, updates)

@@ -51,12 +51,12 @@ def test_weighting_the_four_sequences_is_a_random_batch():
     """The gradient of all drawn sequences, one by one, from the same key."""
     network = study._network(SMALL, "soft_snu", 0)
     rule = study._rule(SMALL, "soft_snu", "bptt")
-    shares = study.drawn_shares(SMALL, jax.random.key(7))
+    counted = study.random_batch(SMALL, jax.random.key(7))
     drawn = jax.random.randint(jax.random.key(7), (8,), 0, 4)
     assert len(set(drawn.tolist())) > 1
     gradient = jax.jit(lambda *task: run_sequence(rule, parameters(network), *task).grads)
     xs, (labels, weights) = study.sequences(SMALL, jnp.asarray(ALL_BITS))
-    weighed = gradient(xs, (labels, 4 * weights * shares))
+    weighed = gradient(xs, (labels, weights * counted))
     single = gradient(*study.sequences(SMALL, jnp.asarray(ALL_BITS)[drawn]))
     assert relative_error(weighed, single) < 1e-5
 

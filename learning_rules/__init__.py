@@ -8,7 +8,8 @@ from .. import __version__ as __version__
 from . import losses
 from .bptt import bptt
 from .broadcast import broadcast_weights
-from .compare import compare, cosine, relative_error
+from .by_name import RULES
+from .compare import compare_to_bptt, cosine, relative_error, report
 from .eprop import eprop, with_feedback
 from .fatigue import FatiguingSTDP
 from .feedback import direct_feedback_alignment, feedback_alignment, feedback_weights
@@ -34,6 +35,7 @@ from .synaptic_trace import dead_band, decayed_trace
 from .voltage_stdp import VoltageSTDP
 
 __all__ = [
+    "RULES",
     "FatiguingSTDP",
     "LearningRule",
     "PairSTDP",
@@ -46,7 +48,7 @@ __all__ = [
     "bounded_update",
     "bptt",
     "broadcast_weights",
-    "compare",
+    "compare_to_bptt",
     "cosine",
     "dead_band",
     "decayed_trace",
@@ -68,6 +70,7 @@ __all__ = [
     "ottt",
     "parameters",
     "relative_error",
+    "report",
     "rtrl",
     "run_sequence",
     "sequence_losses",

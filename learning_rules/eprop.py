@@ -19,7 +19,7 @@ from .broadcast import broadcast, broadcast_weights, check_weights, layers_that_
 from .ostl import of_traces, trace_of
 from .restart import Restart
 from .rule import LearningRule, Loss, RuleOutput, parameters
-from .stack import Layer, Stack, as_stack
+from .stack import BESIDE, Layer, Stack, as_stack
 from .traces import LayerTrace, Store
 
 FEEDBACK = ("symmetric", "adaptive")
@@ -66,13 +66,13 @@ def eprop(
             f"eprop(feedback={feedback!r}): known are 'symmetric', 'adaptive', and arrays."
         )
     stack = as_stack(network)
-    inner, given = _take_feedback(parameters(network))
+    given = _given(parameters(network))
     if (feedback == "adaptive") != bool(given):
         raise ValueError(
             'eprop: feedback="adaptive" and a network from with_feedback(network, key), which has '
             "the weights that adapt, belong together; one of them is missing."
         )
-    parts, _ = stack.split(inner)
+    parts, _ = stack.split(parameters(network))
     learning = layers_that_learn("eprop", stack, parts)
     readout = learning[-1]
     if named and len(learning) > 2:
@@ -106,20 +106,16 @@ def eprop(
     if not isinstance(feedback, str):
         return make(lambda parts: feedback)
 
-    def init(params: PyTree, batch: Any, key: PRNGKeyArray | None = None) -> PyTree:
-        inner, weights = _take_feedback(params)
-        return make(lambda parts: weights).init(inner, batch, key)
-
     def step(
         params: PyTree, state: PyTree, xs: Array, targets: Any, resets: Array | None = None
     ) -> tuple[PyTree, RuleOutput]:
-        inner, weights = _take_feedback(params)
-        state, out = make(lambda parts: weights).step(inner, state, xs, targets, resets)
-        own = {0: out.grads["layers"][readout][name].T}
-        grads = jax.tree.leaves({"feedback": own, **out.grads})
-        return state, out._replace(grads=jax.tree.structure(params).unflatten(grads))
+        weights = _given(params)
+        state, out = make(lambda parts: weights).step(params, state, xs, targets, resets)
+        grads, tree = nnx.to_pure_dict(out.grads), jax.tree.structure(params)
+        grads[BESIDE] = {0: grads["layers"][readout][name].T}
+        return state, out._replace(grads=tree.unflatten(jax.tree.leaves(grads)))
 
-    return LearningRule(init, step)
+    return LearningRule(make(lambda parts: given).init, step)
 
 
 def with_feedback(network: nnx.Module, key: PRNGKeyArray) -> Any:
@@ -140,12 +136,9 @@ def with_feedback(network: nnx.Module, key: PRNGKeyArray) -> Any:
     return copy
 
 
-def _take_feedback(params: PyTree) -> tuple[PyTree, list[Array]]:
-    """The parameters of the layers, and the weights of `with_feedback`."""
-    tree: dict = nnx.to_pure_dict(params) if isinstance(params, nnx.State) else params
-    if "feedback" not in tree:
-        return params, []
-    return {"layers": tree["layers"]}, jax.tree.leaves(tree["feedback"])
+def _given(params: nnx.State) -> list[Array]:
+    """The weights of `with_feedback`, none without."""
+    return jax.tree.leaves(nnx.to_pure_dict(params).get(BESIDE, ()))
 
 
 def _kernel(part: dict) -> str:

@@ -17,6 +17,8 @@ from jaxtyping import Array, PRNGKeyArray, PyTree
 from ..quant.state_formats import rounds_stochastically, trace_storage
 from ..quant.storage import Storage
 
+BESIDE = "feedback"  # weights of a rule that are parameters, but of no layer
+
 
 @runtime_checkable
 class UnitwiseCell(Protocol):
@@ -82,7 +84,10 @@ class Stack(NamedTuple):
     single: bool
 
     def split(self, params: PyTree) -> tuple[list[dict], Callable[[list[dict]], PyTree]]:
-        """The parameters of each layer as plain dictionaries, and the way back."""
+        """The parameters of each layer as plain dictionaries, and the way back.
+
+        Parameters beside the layers, `BESIDE`, come back as zeros: layers have no gradient of them.
+        """
         leaves, treedef = jax.tree.flatten(params)
         tree: dict = nnx.to_pure_dict(params) if isinstance(params, nnx.State) else params
         parts = (
@@ -91,11 +96,16 @@ class Stack(NamedTuple):
             else [tree.get("layers", {}).get(i, {}) for i in range(len(self.layers))]
         )
 
+        beside = {} if self.single else {k: tree[k] for k in (BESIDE,) if k in tree}
+
         def join(parts: list[dict]) -> PyTree:
             whole = parts[0] if self.single else {i: p for i, p in enumerate(parts) if p}
-            return jax.tree.unflatten(treedef, jax.tree.leaves(whole))
+            if not beside:
+                return jax.tree.unflatten(treedef, jax.tree.leaves(whole))
+            zeros = jax.tree.map(jnp.zeros_like, beside)
+            return jax.tree.unflatten(treedef, jax.tree.leaves({**zeros, "layers": whole}))
 
-        if len(jax.tree.leaves(parts)) != len(leaves):
+        if len(jax.tree.leaves((parts, beside))) != len(leaves):
             raise ValueError(
                 f"The parameters hold {len(leaves)} arrays, of which the network's layers know "
                 f"{len(jax.tree.leaves(parts))}: pass parameters(network) of the same network."

@@ -19,12 +19,16 @@ from .. import quant
 from ..learning_rules import (
     LearningRule,
     bptt,
+    broadcast_weights,
+    eprop,
     grapes,
     local_grapes,
     losses,
     ostl,
+    osttp,
     rtrl,
     sltt,
+    with_feedback,
     with_new_noise,
 )
 from ..learning_rules.rule import Loss
@@ -69,13 +73,7 @@ def build(experiment: Experiment) -> Job:
     encode = make_encoder(experiment.encoder, dataset)
     sample = jnp.asarray(dataset.train.inputs[:1])
     inputs = jax.eval_shape(encode, sample, jax.random.key(0))
-    network = make_network(
-        experiment.network,
-        inputs.shape[-1],
-        len(dataset.classes),
-        dt=experiment.encoder.dt,
-        rngs=nnx.Rngs(key_for(experiment.run.seed, Purpose.NETWORK)),
-    )
+    network = _make_network(experiment, experiment.network, inputs.shape[-1], dataset)
     train, rule = experiment.train, experiment.rule
     online = rule.name != "bptt"  # which takes the whole sequence
     every = rule.update_every if online else 0
@@ -101,6 +99,25 @@ def build(experiment: Experiment) -> Job:
         checkpoint_every=train.checkpoint_every,
         exact=make_exact(experiment, inputs.shape[-1], dataset) if train.diagnostics else None,
     )
+
+
+def _make_network(
+    experiment: Experiment, settings: NetworkSettings, inputs: int, dataset: Dataset
+) -> Network:
+    """The network, with feedback weights if the rule changes them."""
+    network = make_network(
+        settings,
+        inputs,
+        len(dataset.classes),
+        dt=experiment.encoder.dt,
+        rngs=nnx.Rngs(key_for(experiment.run.seed, Purpose.NETWORK)),
+    )
+    if experiment.rule.feedback != "adaptive":
+        return network
+    try:
+        return with_feedback(network, key_for(experiment.run.seed, Purpose.FEEDBACK))
+    except ValueError as error:
+        raise ValueError(f'rule.feedback = "adaptive": {error}') from None
 
 
 def make_dataset(settings: Data) -> Dataset:
@@ -234,13 +251,7 @@ def make_exact(experiment: Experiment, inputs: int, dataset: Dataset) -> Exact:
     activation = None if network.activation_format is None else "float32"  # keeps the layers
     network = replace(network, state_formats=None, activation_format=activation, products="float32")
     return Exact(
-        network=make_network(
-            network,
-            inputs,
-            len(dataset.classes),
-            dt=experiment.encoder.dt,
-            rngs=nnx.Rngs(key_for(experiment.run.seed, Purpose.NETWORK)),
-        ),
+        network=_make_network(experiment, network, inputs, dataset),
         make_rule=make_rule(replace(experiment.rule, trace_format=None), experiment.run.seed),
         read=quant.float32().read if experiment.memory.master else memory.read,
         gradient_format=experiment.optimizer.gradient_format,
@@ -271,15 +282,18 @@ def make_loss(name: str, dataset: Dataset) -> Loss:
 
 
 def make_rule(settings: Rule, seed: int = 0) -> MakeRule:
-    """The learning rule, still to be given a network and a loss; the seed is that of a shuffle."""
-    plain = _plain_rule(settings)
+    """The learning rule, still to be given a network and a loss.
+
+    The seed is that of a shuffle, and of feedback weights.
+    """
+    plain = _plain_rule(settings, seed)
     if settings.grapes in (None, "local"):  # which belongs to the optimizer
         return plain
     factor = "grapes" if settings.grapes == "propagating" else settings.grapes
     return grapes(plain, factor=factor, key=key_for(seed, Purpose.GRAPES))
 
 
-def _plain_rule(settings: Rule) -> MakeRule:
+def _plain_rule(settings: Rule, seed: int) -> MakeRule:
     if settings.name != "ostl" and settings.trace_format not in (None, "float32"):
         raise ValueError(
             f"rule.trace_format = {settings.trace_format!r}: only ostl keeps traces in a format, "
@@ -289,6 +303,15 @@ def _plain_rule(settings: Rule) -> MakeRule:
         return functools.partial(bptt, remat_every=settings.remat_every or None)
     if settings.name == "rtrl":
         return rtrl
+    key = key_for(seed, Purpose.FEEDBACK)
+    if settings.name == "osttp":
+        return lambda network, loss: osttp(
+            network, loss, broadcast_weights(network, key), scope=settings.scope
+        )
+    if settings.name == "eprop" and settings.feedback == "random":
+        return lambda network, loss: eprop(network, loss, feedback=broadcast_weights(network, key))
+    if settings.name == "eprop":
+        return functools.partial(eprop, feedback=settings.feedback or "symmetric")
     if settings.sltt_steps:
         return functools.partial(sltt, k=settings.sltt_steps)
     if settings.trace_format is not None:

@@ -83,10 +83,12 @@ def _parser() -> argparse.ArgumentParser:
     rules.add_argument("--cell", choices=CELLS, default="snu")
     for name, value, text in (
         ("inputs", 11, "features of the input"),
-        ("hidden", 17, "units of the recurrent layer"),
+        ("hidden", 17, "units of each recurrent layer"),
+        ("layers", 1, "recurrent layers"),
         ("outputs", 5, "classes"),
         ("steps", 50, "time steps"),
         ("batch", 3, "samples"),
+        ("chunk", 1, "steps given to a rule at a time"),
         ("seed", 1, "of weights, inputs and classes"),
     ):
         rules.add_argument(f"--{name}", type=int, default=value, help=f"{text} ({value})")
@@ -152,8 +154,15 @@ def _rules(args: argparse.Namespace) -> None:
     from .rules_table import rules_table
 
     names = [name.strip() for name in args.rules.split(",") if name.strip()]
-    sizes = {k: getattr(args, k) for k in ("inputs", "hidden", "outputs", "steps", "batch", "seed")}
-    _print_table(args, rules_table(names, cell=args.cell, **sizes))
+    sizes = {k: getattr(args, k) for k in ("inputs", "hidden", "layers", "outputs")}
+    sizes |= {k: getattr(args, k) for k in ("steps", "batch", "chunk", "seed")}
+    rows = rules_table(names, cell=args.cell, **sizes)
+    if args.json:
+        _print_table(args, rows)
+        return
+    _print_table(args, [{k: v for k, v in r.items() if k not in ("exact", "leaves")} for r in rows])
+    for row in rows:
+        print(f"{row['rule']}: {row['exact']}")
 
 
 def _print_table(

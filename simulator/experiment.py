@@ -130,10 +130,12 @@ class Rule:
     0 is the whole sequence (for chunk: up to the update). BPTT always takes the whole sequence.
     """
 
-    name: Literal["bptt", "ostl", "rtrl"] = "ostl"
+    name: Literal["bptt", "ostl", "rtrl", "eprop", "osttp"] = "ostl"
     #: the error of a hidden unit counts more, the more weight comes in; or a control of that
     grapes: Literal["propagating", "local", "mean", "perm", "two"] | None = None
     scope: Literal["full", "unit", "no_h", "none", "pre"] = "no_h"
+    #: of eprop: how the error comes to hidden layers; None: "symmetric"
+    feedback: Literal["symmetric", "random", "adaptive"] | None = None
     sltt_steps: CountOrZero = 0  # of scope "none": steps of a chunk that teach, drawn; 0: all
     cross_layer: Literal["spatial", "chunk"] = "spatial"
     chunk: CountOrZero = 0
@@ -265,13 +267,24 @@ def _check_precision(memory: Memory, optimizer: Optimizer) -> None:
 
 
 def _check_scope(rule: Rule) -> None:
-    chosen = 'rule.name = "rtrl"' if rule.name == "rtrl" else f'rule.scope = "{rule.scope}"'
+    scoped = rule.name in ("ostl", "osttp")
+    chosen = f'rule.scope = "{rule.scope}"' if scoped else f'rule.name = "{rule.name}"'
+    if rule.feedback is not None and rule.name != "eprop":
+        raise ValueError(
+            f'rule.feedback = "{rule.feedback}" does not apply to rule.name = "{rule.name}": leave '
+            'it out, or choose rule.name = "eprop"'
+        )
+    if rule.name == "osttp" and rule.scope in ("none", "pre"):
+        raise ValueError(
+            f'{chosen} does not apply to rule.name = "osttp": choose "full", "unit" or "no_h"'
+        )
     if rule.sltt_steps and chosen != 'rule.scope = "none"':
         raise ValueError(
             f"rule.sltt_steps = {rule.sltt_steps} does not apply to {chosen}: leave it out, or "
             'choose rule.name = "ostl" and rule.scope = "none"'
         )
-    if rule.trace_format is not None and chosen.endswith(('"rtrl"', '"none"', '"pre"')):
+    keeps = rule.name == "ostl" and rule.scope not in ("none", "pre")
+    if rule.trace_format is not None and not keeps:
         raise ValueError(
             f"rule.trace_format = {rule.trace_format!r} does not apply to {chosen}, which keeps no "
             "trace in a format: leave it out"

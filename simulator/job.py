@@ -116,6 +116,7 @@ class Purpose(IntEnum):
     TEST_STATE = 9
     OPTIMIZER = 10
     GRAPES = 11
+    FEEDBACK = 12
 
 
 def key_for(seed: int, purpose: Purpose, *place: Any) -> PRNGKeyArray:

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 from jaxtyping import Array
@@ -121,7 +122,7 @@ def _make_network(
 
 
 def make_dataset(settings: Data) -> Dataset:
-    """Loads the data, and keeps the first `limit` samples of each split."""
+    """Loads the data; keeps the first `limit` samples of each split and `steps` of a sequence."""
     if settings.name == "fashion_mnist_sample" and settings.data_dir is not None:
         raise ValueError(
             f"data.data_dir = {settings.data_dir!r} does not apply to data.name = "
@@ -129,12 +130,23 @@ def make_dataset(settings: Data) -> Dataset:
             '"fashion_mnist"'
         )
     dataset = load(settings.name, settings.data_dir, settings.download, **settings.options())
-    if not settings.limit:
+    if settings.steps and dataset.kind == "image":
+        raise ValueError(
+            f'data.steps = {settings.steps} does not apply to data.name = "{settings.name}", which '
+            "has no sequences: leave it out, or set encoder.steps"
+        )
+    if not (settings.limit or settings.steps):
         return dataset
+    n, steps = settings.limit or None, settings.steps or None
 
     def first(split: Split) -> Split:
-        n, lengths = settings.limit, split.lengths
-        return Split(split.inputs[:n], split.targets[:n], None if lengths is None else lengths[:n])
+        inputs, targets = split.inputs[:n], split.targets[:n]
+        if split.lengths is None:
+            return Split(inputs, targets)
+        if steps is None:
+            return Split(inputs, targets, split.lengths[:n])
+        targets = targets[:, :steps] if dataset.kind == "prediction" else targets
+        return Split(inputs[:, :steps], targets, np.minimum(split.lengths[:n], np.int32(steps)))
 
     train, test = first(dataset.train), first(dataset.test)
     return Dataset(dataset.name, train, test, dataset.classes, dataset.kind, note=dataset.note)
@@ -155,6 +167,8 @@ def make_encoder(settings: Encoder, dataset: Dataset) -> Encode:
         return lambda x, key: encoding.direct(x, steps)
     if name == "latency":
         return lambda x, key: encoding.latency(x, steps)
+    if name == "rows":
+        return lambda x, key: encoding.rows(x, steps)
     if name == "poisson":
         rate, dt = settings.max_rate, settings.dt
         if rate * dt > 1:
@@ -261,18 +275,18 @@ def make_exact(experiment: Experiment, inputs: int, dataset: Dataset) -> Exact:
 
 def make_loss(name: str, dataset: Dataset) -> Loss:
     """The loss of one time step; class numbers become 0/1 vectors where it needs them."""
-    prediction = dataset.kind == "prediction"
+    frames = np.issubdtype(dataset.train.targets.dtype, np.floating)
     if name == "auto":
-        name = "sigmoid_cross_entropy" if prediction else "cross_entropy"
+        name = "sigmoid_cross_entropy" if frames else "cross_entropy"
     if name == "cross_entropy":
-        if prediction:
+        if frames:
             raise ValueError(
                 f'train.loss = "cross_entropy" needs classes, but data.name = "{dataset.name}" '
                 "predicts frames: choose sigmoid_cross_entropy or squared_error"
             )
         return losses.cross_entropy
     loss = getattr(losses, name)
-    if prediction:
+    if frames:
         return loss
 
     def of_classes(outputs: Array, targets: Array) -> Array:

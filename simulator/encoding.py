@@ -108,6 +108,28 @@ def latency(
     return (fires & (step == clock)).astype(x.dtype)
 
 
+def rows(x: Float[ArrayIn, "*batch pixels"], steps: int) -> Float[Array, "time *batch portion"]:
+    """An image as a sequence: its pixels in `steps` equal portions, the first ones first.
+
+    Row by row where `steps` is the height of the image, and pixel by pixel where it is the number
+    of pixels.
+
+    Args:
+        x: vectors of pixels, row after row.
+        steps: T.
+
+    Raises:
+        ValueError: if `steps` is not a whole number >= 1 that divides the number of pixels.
+    """
+    _check_steps("rows", steps)
+    if x.shape[-1] % steps:
+        raise ValueError(
+            f"rows(steps={steps}) cannot cut the {x.shape[-1]} pixels of an image into equal "
+            "portions: choose the height of the image, 28 for 28 x 28 pixels."
+        )
+    return jnp.moveaxis(jnp.asarray(x).reshape(*x.shape[:-1], steps, -1), -2, 0)
+
+
 def delta(
     xs: Float[ArrayIn, "time *dims features"], threshold: float | int = 0.1, signed: bool = False
 ) -> Float[Array, "time *dims channels"]:

@@ -18,7 +18,7 @@ CountOrZero = Annotated[int, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
-IMAGE_ENCODERS = ("direct", "poisson", "latency")
+IMAGE_ENCODERS = ("direct", "poisson", "latency", "rows")
 Folder = Annotated[str, Field(min_length=1, max_length=1000, pattern=r"^[^\x00]+$")]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
 Rounding = Literal["nearest_even", "nearest_away", "toward_zero", "up", "down", "stochastic"]
@@ -37,16 +37,18 @@ class Run:
 class Data:
     """Which data set, and where its files are."""
 
-    name: Literal["fashion_mnist_sample", "fashion_mnist", "mnist", "spoken_digits", "jsb"] = (
-        "fashion_mnist_sample"
-    )
+    name: Literal[
+        "fashion_mnist_sample", "fashion_mnist", "mnist", "spoken_digits", "jsb", "characters"
+    ] = "fashion_mnist_sample"
     data_dir: str | None = None  # None: the data set's own default place
     download: bool = True
     features: Literal["mel", "delta"] | None = None  # of spoken_digits; None: the loader's default
     n_mels: Count | None = None  # of spoken_digits
     threshold: Positive | None = None  # of spoken_digits: of its delta features
     resolution: Literal["quarter", "16th"] | None = None  # of jsb
+    length: Count | None = None  # of characters: time steps of a sequence
     limit: CountOrZero = 0  # use only the first samples of each split; 0: all
+    steps: CountOrZero = 0  # use only the first time steps of each sequence; 0: all
 
     def options(self) -> dict[str, Any]:
         """Those settings of the single data set that are given."""
@@ -58,15 +60,16 @@ class Data:
 DATA_OPTIONS: dict[str, tuple[str, ...]] = {
     "spoken_digits": ("features", "n_mels", "threshold"),
     "jsb": ("resolution",),
+    "characters": ("length",),
 }
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class Encoder:
-    """How samples become inputs in time: images by the first three, sequences by the others."""
+    """How samples become inputs in time: images by the first four, sequences by the others."""
 
-    name: Literal["direct", "poisson", "latency", "none", "delta"] = "direct"
-    steps: Count = 20  # time steps an image is shown
+    name: Literal["direct", "poisson", "latency", "rows", "none", "delta"] = "direct"
+    steps: Count = 20  # time steps an image is shown; of rows: into how many portions it is cut
     dt: Positive = 1e-3  # length of a time step [s], also of the cells
     max_rate: Positive = 200.0  # of poisson: rate of a white pixel [Hz]
     threshold: Positive = 0.1  # of delta: change of the input that makes an event

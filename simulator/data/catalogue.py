@@ -4,7 +4,7 @@ import inspect
 import os
 from collections.abc import Callable
 
-from . import images, jsb, spoken_digits
+from . import characters, images, jsb, spoken_digits
 from .dataset import Dataset
 from .files import Progress, Source
 
@@ -14,6 +14,7 @@ LOADERS: dict[str, Callable[..., Dataset]] = {
     "mnist": images.mnist,
     "spoken_digits": spoken_digits.spoken_digits,
     "jsb": jsb.jsb,
+    "characters": characters.characters,
 }
 
 
@@ -32,12 +33,13 @@ def load(
     - "spoken_digits": 2,700 + 300 recordings. Options: features="mel" or "delta", n_mels,
       threshold.
     - "jsb": 229 + 77 (+ 76 valid) chorales. Option: resolution="quarter" or "16th".
+    - "characters": a text of Shakespeare in sequences of 64. Option: length, of a sequence.
 
     Files are looked for in `data_dir`, in the folder that the environment variable SPIKEBIT_DATA
     names, and in the user's cache, in each of them in the sub-folder of the data set
-    (fashion-mnist, mnist, fsdd, jsb) and directly. What is in none of them is downloaded from its
-    public home into the cache. Every file is compared with the checksum of the published one; for
-    images of your own see `spikebit.simulator.data.images.read_split`.
+    (fashion-mnist, mnist, fsdd, jsb, text) and directly. What is in none of them is downloaded from
+    its public home into the cache. Every file is compared with the checksum of the published one;
+    for data of your own see `images.read_split` and `characters.of_text` of this folder.
 
     Args:
         name: one of the above.

@@ -11,12 +11,16 @@ class Split(NamedTuple):
     """One part of a data set, as numpy arrays with the sample first.
 
     Images have `inputs` (n, pixels) and no lengths. Sequences have `inputs` (n, time, features),
-    zero after `lengths` (n,) steps. `targets` are class numbers (n,), or for prediction the next
-    frame at every step (n, time, features).
+    zero after `lengths` (n,) steps. `targets` are class numbers (n,), or for prediction what comes
+    next at every step: frames (n, time, features), or class numbers (n, time).
     """
 
     inputs: Float32[np.ndarray, "n *sample"]
-    targets: Int32[np.ndarray, " n"] | Float32[np.ndarray, "n time features"]
+    targets: (
+        Int32[np.ndarray, " n"]
+        | Int32[np.ndarray, "n time"]
+        | Float32[np.ndarray, "n time features"]
+    )
     lengths: Int32[np.ndarray, " n"] | None = None
 
 
@@ -30,7 +34,7 @@ class Dataset:
         test: the samples to judge by.
         classes: name of each output: class names, or for prediction the names of the features.
         kind: "image" (one vector, one class), "sequence" (one class a sequence) or "prediction"
-            (a target vector at every step).
+            (a target vector, or a class, at every step).
         valid: a third split, where the data set has one.
         note: what a reader of results should know about this copy, such as a partial set.
 
@@ -78,8 +82,10 @@ class Dataset:
                 f"{who}: samples have shape {inputs.shape[1:]}, expected {self.sample_shape} as in "
                 "the train split."
             )
+        classes = np.issubdtype(targets.dtype, np.integer)
         if self.kind == "prediction":
-            expected = (*inputs.shape[:2], len(self.classes))
+            features = () if classes and targets.ndim == 2 else (len(self.classes),)
+            expected = (*inputs.shape[:2], *features)
         else:
             expected = (n,)
         if targets.shape != expected:
@@ -90,18 +96,17 @@ class Dataset:
             raise ValueError(f"{who}: lengths have shape {lengths.shape}, expected {(n,)}.")
         if lengths is not None:
             _in_range(who, "length", lengths, 1, inputs.shape[1])
-        if self.kind != "prediction":
+        if classes:
             _in_range(who, "class", targets, 0, len(self.classes) - 1)
         _finite(who, "input", inputs)
         _finite(who, "target", targets)
 
 
 def _in_range(who: str, what: str, values: np.ndarray, low: int, high: int) -> None:
-    wrong = np.flatnonzero((values < low) | (values > high))
+    wrong = np.argwhere((values < low) | (values > high))
     if wrong.size:
-        raise ValueError(
-            f"{who}: sample {wrong[0]} has {what} {values[wrong[0]]}, expected {low} to {high}."
-        )
+        sample, value = wrong[0, 0], values[tuple(wrong[0])]
+        raise ValueError(f"{who}: sample {sample} has {what} {value}, expected {low} to {high}.")
 
 
 def _finite(who: str, what: str, values: np.ndarray) -> None:

@@ -60,6 +60,10 @@ BAD = {
     ),
     "length 0": (sequences(lengths=np.array([5, 0, 1, 1], i32)), "sequence", "1 has length 0"),
     "lengths": (sequences(lengths=np.ones(3, i32)), "sequence", r"lengths have shape \(3,\)"),
+    "class of a step": (
+        sequences(targets=np.array([[0] * 5, [0, 0, 3, 0, 0], [0] * 5, [0] * 5], i32)),
+        "prediction", "sample 1 has class 3",
+    ),
     "prediction": (sequences(), "prediction", r"shape \(4,\), expected \(4, 5, 3\)"),
 }  # fmt: skip
 

@@ -17,6 +17,16 @@ def test_direct_repeats_the_values():
     assert (xs == x).all()
 
 
+def test_rows_are_the_pixels_in_their_order():
+    images = np.arange(2 * 6.0, dtype=np.float32).reshape(2, 6)
+    np.testing.assert_array_equal(
+        encoding.rows(images, 3), [[[0, 1], [6, 7]], [[2, 3], [8, 9]], [[4, 5], [10, 11]]]
+    )
+    assert encoding.rows(images, 6).shape == (6, 2, 1)
+    with pytest.raises(ValueError, match=r"rows\(steps=4\) cannot cut the 6 pixels"):
+        encoding.rows(images, 4)
+
+
 def test_poisson_counts_follow_the_binomial_law():
     x = jnp.linspace(0, 1, 11)
     steps, rate, dt = 20_000, 400.0, 1e-3

@@ -121,15 +121,6 @@ def test_one_layer_full_and_bptt_are_exact_for_every_leaf(cell):
     assert min(norms) > 0, "a dead leaf proves nothing"
 
 
-@pytest.mark.parametrize("cell", CELLS)
-def test_one_layer_full_is_exact_in_float64(cell):
-    with jax.enable_x64(True):
-        network, data = make(cell, dtype=jnp.float64), make_data(dtype=jnp.float64)
-        grads = gradient(rules.ostl(network, LOSS), network, data, 1)
-        for name, error in errors(grads, plain_bptt(network, *data)).items():
-            assert error <= 1e-10, name
-
-
 @pytest.mark.parametrize("cell", SNU_AND_LSTM)
 @pytest.mark.parametrize("remat", [1, 10, STEPS])
 def test_rematerialised_bptt_is_plain_bptt(cell, remat):

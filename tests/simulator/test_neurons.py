@@ -14,6 +14,8 @@ from spikebit.simulator.lif import ALIFCell, LIFCell, SynapticLIFCell
 from spikebit.simulator.readout import LeakyReadout
 from spikebit.simulator.snu import SNUCell, SoftSNUCell
 
+pytestmark = pytest.mark.usefixtures("compile_quickly")
+
 DT, STEPS, BATCH, N_IN, N = 1e-3, 50, 3, 6, 5
 
 

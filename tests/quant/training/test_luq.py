@@ -25,6 +25,10 @@ def noise(seed):
     return jax.random.key_data(jax.random.key(seed))
 
 
+#: for tests that compile whole networks and compare within a tolerance
+quickly = pytest.mark.usefixtures("compile_quickly")
+
+
 def neighbours(x):
     """The two values about each |x|, by a loop over the seven magnitudes and zero."""
     top = np.abs(x).max()
@@ -135,6 +139,7 @@ def test_nearest_loses_what_is_small_and_no_underflow_only_that():
     assert (np.stack(stochastic)[:, inner].std(0) > 0).any()
 
 
+@quickly
 def test_the_gradients_of_a_product_are_right_on_average():
     rng = np.random.default_rng(2)
     a = jnp.asarray(np.abs(rng.normal(size=(6, 8))), jnp.float32)
@@ -281,6 +286,7 @@ def test_everything_off_is_the_plain_network_bit_for_bit():
         np.testing.assert_array_equal(a, b)
 
 
+@quickly
 def test_noise_is_set_from_outside_and_differs_between_layers():
     network = quantize_products(Net(nnx.Rngs(0)), first_and_last=True)
     graphdef, params, rest = nnx.split(network, nnx.Param, ...)
@@ -303,6 +309,7 @@ def test_noise_is_set_from_outside_and_differs_between_layers():
     assert len(set(words)) == 4
 
 
+@quickly
 @pytest.mark.parametrize("kind", [nnx.LSTMCell, nnx.OptimizedLSTMCell, nnx.GRUCell, nnx.SimpleCell])
 def test_recurrent_cells_of_flax_take_the_switch(kind):
     cell = kind(5, 6, rngs=nnx.Rngs(0))
@@ -314,6 +321,7 @@ def test_recurrent_cells_of_flax_take_the_switch(kind):
     np.testing.assert_allclose(y, q, atol=0.3)  # four bits, not another function
 
 
+@quickly
 def test_the_maximum_in_hindsight():
     eta, m, expected = 0.3, jnp.float32(0), 0.0
     for seen in (2.0, 1.0, 4.0):

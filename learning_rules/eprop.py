@@ -136,7 +136,7 @@ def with_feedback(network: nnx.Module, key: PRNGKeyArray) -> Any:
     return copy
 
 
-def _given(params: nnx.State) -> list[Array]:
+def _given(params: PyTree) -> list[Array]:
     """The weights of `with_feedback`, none without."""
     return jax.tree.leaves(nnx.to_pure_dict(params).get(BESIDE, ()))
 

@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from .. import quant
 from ..learning_rules import losses, parameters
+from ..learning_rules.compare import leaf_name
 from ..learning_rules.rule import RuleOutput
 from ..quant.training import loss_scale
 from .diagnostics import make_diagnosis
@@ -30,13 +31,21 @@ class TrainingDiverged(ValueError):
     """The loss or a gradient is no longer a number."""
 
 
+class Fault(NamedTuple):
+    """Where loss or gradient was not finite for the first time; -1 for each: nowhere."""
+
+    batch: Int[Array, ""]
+    update: Int[Array, ""]  # of the batch
+    leaf: Int[Array, ""]  # of the gradient; -1: the loss alone
+
+
 class Sums(NamedTuple):
     """What has been added up since the last line of metrics."""
 
     loss: Float[Array, ""]
     correct: Int[Array, ""]
     norm: Float[Array, ""]  # of the gradient, a mean over the updates of a batch
-    bad: Int[Array, ""]  # first batch whose loss or gradient was not finite, or -1
+    fault: Fault
     lost: PyTree = ()  # for diagnostics: the counts of the memory at that line
 
 
@@ -191,7 +200,7 @@ def _make_segment(job: Job, samples: Samples) -> Callable[..., TrainState]:
             return (jax.vmap(job.loss)(out.outputs, targets) * weights).mean(1).sum()
 
         def one_update(carry, piece):
-            memory, optimizer, traces, loss, votes, norm = carry
+            memory, optimizer, traces, loss, votes, norm, fault = carry
             u, piece = piece
             params = job.memory.read(memory, jax.random.fold_in(key_read, u))
             scale = loss_scale(optimizer)
@@ -215,25 +224,27 @@ def _make_segment(job: Job, samples: Samples) -> Callable[..., TrainState]:
             key = jax.random.fold_in(key_optimizer, u)
             changes, optimizer = tx.update(grads, optimizer, params, key=key)
             memory = job.memory.update(memory, changes, jax.random.fold_in(key_update, u))
-            norm = norm + _norm(grads, scale)
-            return (memory, optimizer, traces, loss, votes, norm), None
+            length, leaf = _length(grads, scale)
+            new = (fault.batch < 0) & ~(jnp.isfinite(loss) & jnp.isfinite(length))
+            found = Fault(jnp.asarray(i, jnp.int32), u, leaf)
+            fault = jax.tree.map(lambda new_one, old: jnp.where(new, new_one, old), found, fault)
+            return (memory, optimizer, traces, loss, votes, norm + length, fault), None
 
-        start = (state.memory, state.optimizer, traces, zero, no_votes, zero)
-        numbered = (jnp.arange(len(pieces[0])), pieces)
+        start = (state.memory, state.optimizer, traces, zero, no_votes, zero, state.sums.fault)
+        numbered = (jnp.arange(len(pieces[0]), dtype=jnp.int32), pieces)
         # written out, the compiler drops the traces that nobody reads after the last update
         written_out = len(pieces[0]) <= _WRITTEN_OUT
-        (memory, optimizer, _, loss, votes, norm), _ = jax.lax.scan(
+        (memory, optimizer, _, loss, votes, norm, fault), _ = jax.lax.scan(
             one_update, start, numbered, unroll=written_out
         )
         sums = state.sums
         if job.dataset.kind != "prediction":
             correct = (votes.argmax(-1) == arrays[1][index]).sum().astype(sums.correct.dtype)
             sums = sums._replace(correct=sums.correct + correct)
-        finite = jnp.isfinite(loss) & jnp.isfinite(norm)
         sums = sums._replace(
             loss=sums.loss + loss,
             norm=sums.norm + norm / len(pieces[0]),
-            bad=jnp.where((sums.bad < 0) & ~finite, i, sums.bad),
+            fault=fault,
         )
         return TrainState(memory, optimizer, sums)
 
@@ -246,12 +257,16 @@ def _make_segment(job: Job, samples: Samples) -> Callable[..., TrainState]:
     return segment
 
 
-def _norm(grads: PyTree, scale: Array | None) -> Array:
-    """The norm of the gradient of the loss itself; 0 for one that a smaller scale will mend."""
-    if scale is None:
-        return optax.tree.norm(grads)
-    norm = optax.tree.norm(jax.tree.map(lambda g: g / scale, grads))
-    return jnp.where(jnp.isfinite(norm) | (scale <= 1), norm, 0)
+def _length(grads: PyTree, scale: Array | None) -> tuple[Array, Array]:
+    """The norm of the gradient of the loss itself, and the first leaf that is not finite or -1.
+
+    The norm of one that a smaller scale will mend is 0.
+    """
+    leaves = [g if scale is None else g / scale for g in jax.tree.leaves(grads)]
+    squares = jnp.stack([jnp.square(g).sum() for g in leaves])
+    norm, fine = jnp.sqrt(squares.sum()), jnp.isfinite(squares)
+    leaf = jnp.where(fine.all(), -1, jnp.argmin(fine)).astype(jnp.int32)
+    return norm if scale is None else jnp.where(jnp.isfinite(norm) | (scale <= 1), norm, 0), leaf
 
 
 def _portions(job: Job, steps: int) -> tuple[int, int]:
@@ -281,7 +296,8 @@ def _next_stop(job: Job, first: int) -> int:
 
 def _no_sums(job: Job, memory: Any) -> Sums:
     zero, number = jnp.zeros(()), jnp.zeros((), jnp.int32)
-    return Sums(zero, number, zero, number - 1, () if job.exact is None else memory.lost)
+    fault = Fault(number - 1, number - 1, number - 1)
+    return Sums(zero, number, zero, fault, () if job.exact is None else memory.lost)
 
 
 def _train_metrics(job: Job, sums: Sums, batches: int) -> dict[str, float | None]:
@@ -294,12 +310,20 @@ def _train_metrics(job: Job, sums: Sums, batches: int) -> dict[str, float | None
 
 
 def _check_finite(job: Job, state: TrainState, epoch: int) -> None:
-    bad = int(state.sums.bad)
-    if bad >= 0:
-        raise _diverged(
-            f"the loss or its gradient is not finite in epoch {epoch + 1}, batch {bad + 1} of "
-            f"{job.batches}"
-        )
+    batch, update, leaf = (int(n) for n in state.sums.fault)
+    if batch < 0:
+        return
+    what = "loss"
+    if leaf >= 0:
+        paths = jax.tree_util.tree_leaves_with_path(parameters(job.network))
+        what = f"gradient of {leaf_name(paths[leaf][0])}"
+    when = ""
+    if job.update_every:
+        first = update * job.update_every
+        when = f", time steps {first + 1} to {first + job.update_every}"
+    raise _diverged(
+        f"the {what} is not finite in epoch {epoch + 1}, batch {batch + 1} of {job.batches}{when}"
+    )
 
 
 def _diverged(what: str) -> TrainingDiverged:

@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 
 from spikebit import quant
-from spikebit.learning_rules import bptt, losses, ostl, parameters
+from spikebit.learning_rules import LearningRule, bptt, losses, ostl, parameters
 from spikebit.simulator import encoding
 from spikebit.simulator.data import Dataset, Split
 from spikebit.simulator.evaluate import look_inside, make_evaluation
@@ -262,6 +262,25 @@ def test_a_loss_that_is_no_number_stops_at_its_batch():
     j = job(loss=lambda out, y: jnp.square(out).sum(-1), tx=optax.sgd(1e25), epochs=2, log_every=50)
     with pytest.raises(TrainingDiverged, match=r"epoch 1, batch 2 of 2.*learning_rate"):
         train(j)
+
+
+def test_a_gradient_that_is_no_number_is_named_with_its_time_steps():
+    def make_rule(network, loss):
+        plain = ostl(network, loss)
+
+        def step(params, state, xs, targets):
+            inner, count = state
+            inner, out = plain.step(params, inner, xs, targets)
+            broken = jnp.where(count == 2, jnp.inf, 0)  # at the third step
+            grads = nnx.to_pure_dict(out.grads)
+            grads["layers"][1]["kernel"] = grads["layers"][1]["kernel"] + broken
+            grads = jax.tree.structure(params).unflatten(jax.tree.leaves(grads))
+            return (inner, count + 1), out._replace(grads=grads)
+
+        return LearningRule(lambda *a: (plain.init(*a), jnp.zeros((), jnp.int32)), step)
+
+    with pytest.raises(TrainingDiverged, match=r"gradient of layers\.1\.kernel .*time steps 3 to 4"):
+        train(job(make_rule=make_rule, update_every=2, chunk=1))
 
 
 def test_a_batch_larger_than_the_data_is_refused():

@@ -65,10 +65,10 @@ def test_a_part_is_written_into_the_file_and_the_rest_stays(benchmark, tmp_path,
     assert text.startswith("# Results\n")
     assert text.count("<!-- begin online_learning -->") == 1
     assert capsys.readouterr().out.count("| OSTL, K = 5") == 4
-    rows = columns(text[text.index("malloc as it comes") :])
+    rows = columns(text.partition("malloc as it comes:")[2].partition("Same")[0])
     exact = rows["OSTL, K = 5"]
     assert float(exact[-1]) < 1e-5
-    ratios = [float(rows[k][1]) for k in rows if k.startswith("BPTT") and len(rows[k]) == 6]
+    ratios = [float(rows[k][1]) for k in rows if k.startswith("BPTT")]
     assert min(ratios) == 1.0  # the fastest BPTT is what is compared with
 
 

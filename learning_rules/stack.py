@@ -150,12 +150,45 @@ def _carry_and_output(
         if layer.kind == "stateless":
             return (), jax.eval_shape(lambda p, x: layer.module(p)(x), params, x)
         carry = layer.module(params).initialize_carry(x.shape, rngs=rngs)
-        return carry, jax.eval_shape(lambda p, c, x: layer.module(p)(c, x)[1], params, carry, x)
+        _check_carry(layer, carry)
+        new, y = jax.eval_shape(lambda p, c, x: layer.module(p)(c, x), params, carry, x)
+        _check_same(layer, carry, new)
+        return carry, y
+    except _BadCarry:
+        raise
     except (TypeError, ValueError) as error:
         raise ValueError(
             f"{layer.name} does not fit its input of shape {x.shape} (batch first): "
             f"{str(error).splitlines()[0]}"
         ) from error
+
+
+class _BadCarry(ValueError):
+    """A carry that no rule can take."""
+
+
+def _check_carry(layer: Layer, carry: Any) -> None:
+    leaves = jax.tree.leaves(carry, is_leaf=lambda leaf: leaf is None)
+    wrong = [leaf for leaf in leaves if not hasattr(leaf, "dtype")]
+    if wrong or not leaves:
+        found = f"a {type(wrong[0]).__name__} in it" if wrong else "nothing in it"
+        raise _BadCarry(
+            f"{layer.name} begins with a carry that has {found}: initialize_carry must give a "
+            "pytree of arrays (batch, ...)."
+        )
+
+
+def _check_same(layer: Layer, carry: Any, new: Any) -> None:
+    def kinds(tree: Any) -> list[str]:
+        leaves = jax.tree_util.tree_leaves_with_path(tree)
+        return [f"{jax.tree_util.keystr(p)}: {a.dtype}{list(a.shape)}" for p, a in leaves]
+
+    before, after = kinds(carry), kinds(new)
+    if before != after:
+        raise _BadCarry(
+            f"{layer.name} begins with the carry ({', '.join(before)}) and its step gives "
+            f"({', '.join(after)}): both must be the same."
+        )
 
 
 def as_stack(network: nnx.Module) -> Stack:

@@ -279,7 +279,9 @@ def test_a_gradient_that_is_no_number_is_named_with_its_time_steps():
 
         return LearningRule(lambda *a: (plain.init(*a), jnp.zeros((), jnp.int32)), step)
 
-    with pytest.raises(TrainingDiverged, match=r"gradient of layers\.1\.kernel .*time steps 3 to 4"):
+    with pytest.raises(
+        TrainingDiverged, match=r"gradient of layers\.1\.kernel .*time steps 3 to 4"
+    ):
         train(job(make_rule=make_rule, update_every=2, chunk=1))
 
 

@@ -57,6 +57,14 @@ def test_the_example_of_formats_runs_and_its_names_are_read(capsys):
         assert parse(name).name == name
 
 
+def test_the_comparison_of_rules_runs_and_tells_the_exact_one(capsys, compile_quickly):
+    exec(compile(block("compare"), "README.md", "exec"), {})
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in lines[::2]] == ["ostl", "snap1", "eprop", "sltt"]
+    exact = ["exact for every leaf" in line for line in lines[1::2]]
+    assert exact == [True, False, False, False]
+
+
 def test_the_example_runs_and_its_loss_falls(capsys):
     exec(compile(block("python"), "README.md", "exec"), {})
     losses = [float(line.split()[-1]) for line in capsys.readouterr().out.splitlines()]

@@ -62,11 +62,12 @@ TEXT = (
     'after the whole sequence. "chunk": paths through the state of an upper layer are dropped '
     "where they cross the border of a chunk, so one step at a time is the textbook rule, and the "
     'whole sequence is BPTT. "spatial" drops them everywhere and is given the whole sequence: the '
-    "gradient of the textbook rule at the cost of BPTT, so it is drawn at one step. In a network of "
-    "one recurrent layer nothing is dropped: what is left there is rounding, which training makes "
-    "larger; it says how far two runs of one rule may lie apart. SLTT, which gives no credit over "
-    "time, says what the task can tell: where it ends with the loss of BPTT or a lower one, the task "
-    "tells nothing of such credit. The band is from the least to the largest loss of BPTT over seeds."
+    "gradient of the textbook rule at the cost of BPTT, so it is drawn at one step. In a network "
+    "of one recurrent layer nothing is dropped: what is left there is rounding, which training "
+    "makes larger; it says how far two runs of one rule may lie apart. SLTT, which gives no credit "
+    "over time, says what the task can tell: where it ends with the loss of BPTT or a lower one, "
+    "the task tells nothing of such credit. The band is from the least to the largest loss of BPTT "
+    "over seeds."
 )
 
 
@@ -229,7 +230,8 @@ def summary(settings: Settings, rows: Sequence[Mapping[str, Any]]) -> dict[str, 
                 mean, error = float(np.mean(percent)), None
                 if len(percent) > 1:
                     error = float(np.std(percent, ddof=1) / np.sqrt(len(percent)))
-                told[label]["percent"] = [mean, error, min(percent), max(percent)]
+                spread = (mean, error, min(percent), max(percent))
+                told[label]["percent"] = [p if p is None else round(p, 3) for p in spread]
                 told[label]["verdict"] = verdict(mean, error)
     return result
 

@@ -113,7 +113,7 @@ def _make_network(
         dt=experiment.encoder.dt,
         rngs=nnx.Rngs(key_for(experiment.run.seed, Purpose.NETWORK)),
     )
-    if experiment.rule.feedback != "adaptive":
+    if experiment.rule.name != "eprop" or experiment.rule.feedback != "adaptive":
         return network
     try:
         return with_feedback(network, key_for(experiment.run.seed, Purpose.FEEDBACK))

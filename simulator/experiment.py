@@ -319,7 +319,13 @@ def resolve(experiment: Experiment) -> Experiment:
     if data.data_dir is not None:
         data = dataclasses.replace(data, data_dir=str(Path(data.data_dir).expanduser().absolute()))
     if rule.name == "bptt":
-        off = {"chunk": 0, "update_every": 0, "sltt_steps": 0, "trace_format": None}
+        off = {
+            "chunk": 0,
+            "update_every": 0,
+            "sltt_steps": 0,
+            "trace_format": None,
+            "feedback": None,
+        }
         rule = dataclasses.replace(rule, **off)
     return dataclasses.replace(experiment, data=data, rule=rule)
 

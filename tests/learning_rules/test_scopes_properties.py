@@ -12,7 +12,7 @@ from spikebit import learning_rules as rules
 from spikebit.quant.state_formats import state_formats
 from spikebit.simulator import LeakyReadout, LIFCell, Network, SNUCell, experiment
 from spikebit.simulator.build import make_rule
-from spikebit.simulator.rules_table import rules_table
+from spikebit.simulator.job import Purpose, key_for
 
 pytestmark = pytest.mark.usefixtures("compile_quickly")
 STEPS, BATCH, N_IN, N, N_OUT = 12, 3, 5, 6, 4
@@ -215,6 +215,16 @@ def test_ottt_online_and_accumulated_by_a_loop_in_numpy():
     assert rules.relative_error(jax.tree.map(jnp.subtract, now, params), online - w0) <= 1e-4
 
 
+def with_drawn(make):
+    """The rule with the feedback weights of a run of seed 0."""
+
+    def rule(net, loss):
+        key = key_for(0, Purpose.FEEDBACK)
+        return make(net, loss, feedback=rules.broadcast_weights(net, key))
+
+    return rule
+
+
 @pytest.mark.parametrize(
     ("settings", "make"),
     [
@@ -223,6 +233,9 @@ def test_ottt_online_and_accumulated_by_a_loop_in_numpy():
         ({"scope": "none"}, rules.sltt),
         ({"scope": "none", "sltt_steps": 2}, partial(rules.sltt, k=2)),
         ({"scope": "pre"}, rules.ottt),
+        ({"name": "eprop"}, rules.eprop),
+        ({"name": "eprop", "feedback": "random"}, with_drawn(rules.eprop)),
+        ({"name": "osttp", "scope": "unit"}, with_drawn(partial(rules.osttp, scope="unit"))),
     ],
 )
 def test_an_experiment_names_each_rule(settings, make):
@@ -245,6 +258,9 @@ def test_settings_of_another_rule_are_refused_and_bptt_ignores_them():
         ({"name": "rtrl", "scope": "none", "sltt_steps": 2}, r'apply to rule\.name = "rtrl"'),
         ({"name": "rtrl", "trace_format": "e5m2"}, r'apply to rule\.name = "rtrl", which keeps no'),
         ({"scope": "pre", "trace_format": "e5m2"}, r'apply to rule\.scope = "pre", which keeps no'),
+        ({"feedback": "random"}, r'feedback = "random" does not apply to rule\.name = "ostl"'),
+        ({"name": "osttp", "scope": "pre"}, r'apply to rule\.name = "osttp": choose "full"'),
+        ({"name": "eprop", "trace_format": "e5m2"}, r'apply to rule\.name = "eprop", which keeps'),
     ]
     for settings, message in bad:
         with pytest.raises(ValueError, match=message):
@@ -252,10 +268,3 @@ def test_settings_of_another_rule_are_refused_and_bptt_ignores_them():
         plain = experiment.Rule(**settings | {"name": "bptt"})
         rule = experiment.resolve(experiment.Experiment(rule=plain)).rule
         assert (rule.sltt_steps, rule.trace_format) == (0, None)
-
-
-def test_the_table_tells_the_exact_rules_from_the_others():
-    sizes = {"inputs": 3, "hidden": 4, "outputs": 2, "steps": 8, "batch": 2}
-    rows = {r["rule"]: r for r in rules_table(["rtrl", "snap1", "sltt"], cell="gru", **sizes)}
-    assert rows["rtrl"]["relative_error"] <= 1e-5
-    assert 0.05 < rows["snap1"]["relative_error"] < rows["sltt"]["relative_error"]

@@ -163,9 +163,10 @@ def test_settings_are_frozen_and_checked_in_python_too():
 
 
 def test_bptt_takes_the_whole_sequence():
-    rule = e.Rule(name="bptt", chunk=3, update_every=7, trace_format="e5m2")  # of an online rule
+    rule = e.Rule(name="bptt", chunk=3, update_every=7, trace_format="e5m2", feedback="random")
     resolved = e.resolve(e.Experiment(rule=rule)).rule
-    assert (resolved.chunk, resolved.update_every, resolved.trace_format) == (0, 0, None)
+    assert (resolved.chunk, resolved.update_every) == (0, 0)  # settings of online rules
+    assert resolved.trace_format is resolved.feedback is None
 
 
 def test_differences_are_the_settings_that_differ():

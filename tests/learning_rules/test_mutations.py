@@ -329,7 +329,41 @@ LOCAL = [
         rules("grapes_factor", "no_gradient_flows_through_a_factor"),
     ),
 ]
-MUTATIONS = CELLS + TRACES + LOCAL
+LEAK = rules("broadcast", "symmetric_e_prop_is_bptt_without_recurrence")
+BROADCAST = [
+    Mutation(
+        "the sums of e-prop do not decay",
+        "learning_rules.eprop",
+        "*new[:-1], self.kappa * carry.summed + carry.y",
+        "*new[:-1], carry.summed + carry.y",
+        LEAK,
+    ),
+    Mutation(
+        "the readout of e-prop gets the sums a step late",
+        "learning_rules.eprop",
+        "return carry.y, self.kappa * carry.summed + carry.y",
+        "return carry.y, carry.summed",
+        LEAK,
+    ),
+    Mutation(
+        "adaptive feedback does not learn",
+        "learning_rules.eprop",
+        '{0: grads["layers"][readout][name].T}',
+        '{0: 0 * grads["layers"][readout][name].T}',
+        rules("broadcast", "adaptive_feedback_learns_what_the_readout_learns"),
+    ),
+    Mutation(
+        "the error is projected instead of the target",
+        "learning_rules.osttp",
+        "targets = targets.astype(error.dtype) / error.shape[1]",
+        "targets = error",
+        rules(
+            "broadcast",
+            "target_projection_is_the_target_times_the_exact_jacobian_of_each_layer",
+        ),
+    ),
+]
+MUTATIONS = CELLS + TRACES + LOCAL + BROADCAST
 
 
 @contextlib.contextmanager

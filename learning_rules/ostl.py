@@ -64,7 +64,7 @@ def ostl(
       above it, for every K.
     - the same holds for scope "no_h" if that layer has no recurrent kernel. With one, the path
       $y_{t-1} \to H \to s_t$ is left out of A: the gradient is BPTT's with y_{t-1} held constant in
-      the recurrent product. The kernel H itself still learns.
+      the recurrent product. The kernel H itself still learns. D-RTRL keeps the same paths.
     - scope "unit" (SnAp-1) leaves out of A what one unit tells another, and keeps what it tells
       itself, the diagonal of H included: exact without a recurrent kernel, like "no_h".
     - scopes "none" and "pre" are the rules `sltt` and `ottt`, see there.
@@ -97,7 +97,8 @@ def ostl(
 
     References:
         Online Spatio-Temporal Learning in Deep Neural Networks, arXiv:2007.12723; "unit": A
-        Practical Sparse Approximation for Real Time Recurrent Learning, arXiv:2006.07232.
+        Practical Sparse Approximation for Real Time Recurrent Learning, arXiv:2006.07232; D-RTRL:
+        doi:10.1038/s41467-026-68453-w.
     """
     _check("scope", scope, (*_PATHS, "none", "pre"))
     _check("cross_layer", cross_layer, ("spatial", "chunk"))

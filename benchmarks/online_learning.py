@@ -52,7 +52,7 @@ class Sizes(NamedTuple):
     stream: tuple[int, int] = (256, 32)  # units without and with H in the trace
     cells: tuple[int, int] = (64, 256)  # n, T
     seconds: float = 600.0
-    plastic_rounds: int = 3
+    plastic_rounds: int = 5
 
 
 QUICK = Sizes(

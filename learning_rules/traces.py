@@ -30,6 +30,7 @@ from .unroll import drive, recurrent_gradient, scan_units, split_kernels
 Paths = Literal["all", "own", "none"]
 """Paths from the state through a matrix product to the next: all; of each unit to itself; none."""
 
+_SAMPLES = 8  # whose traces are rolled without a loop, which would copy each in and out
 _UNROLLED = 8  # outer products that fuse with the sum they go into; more are one matrix product
 
 
@@ -52,7 +53,7 @@ class UnitTrace(NamedTuple):
     S stands for the state entries: m (element-wise) or m * n (dense).
     """
 
-    kernels: Array | None  # (B, S, n, nu): d memory / d [w; h], transposed
+    kernels: Array | None  # d memory / d [w; h]: (B, m, nu, n), or dense (B, S, n, nu)
     units: dict[str, Array]  # each (B, S, n) or, element-wise, (B, m, *features)
     outputs: dict[str, Array]  # d y / d unit parameter, (B, n, n) or (B, *features)
     gain: Array  # (B, m, *features): d y / d memory at the border
@@ -78,7 +79,8 @@ def unit_trace(layer: Layer, *, paths: Paths, spatial: bool) -> LayerTrace:
         per_unit = (n,) if dense else features
         zeros = {k: jnp.zeros((batch, *state, *per_unit), dtype) for k in unit}
         y_zeros = {k: jnp.zeros((batch, *((n, n) if dense else features)), dtype) for k in unit}
-        kernels = jnp.zeros((batch, *state, n, fan_in), dtype) if fan_in else None
+        sizes = (n, fan_in) if dense else (fan_in, n)
+        kernels = jnp.zeros((batch, *state, *sizes), dtype) if fan_in else None
         return UnitTrace(kernels, zeros, y_zeros, jnp.zeros((batch, m, *features), dtype))
 
     def chunk(params: dict, carry: Any, trace: UnitTrace, xs: Array, restart: Restart | None):
@@ -109,13 +111,13 @@ def unit_trace(layer: Layer, *, paths: Paths, spatial: bool) -> LayerTrace:
             dwide, dz, dmemory, dy = pull((jnp.zeros_like(out), dys))
             ds = jnp.stack(dmemory, 1) + dy[:, None] * trace.gain
             grads = _direct_gradients(params, dwide, dz, xs, before.y)
-            carried = _contract(dense, ds, jnp.stack(dmemory, 1), dy, trace)
-            grads = _add_carried(grads, carried, w)
+            grads = _add(grads, _contract_units(dense, jnp.stack(dmemory, 1), dy, trace))
             dx = _through_step(layer, wide, before, dys, h, drive(w, xs)) if spatial else dz
             dxs = dx if w is None else dx @ w.T
-            return grads, dxs, *roll(store)
+            carried, new, lost = roll(ds, store)
+            return _add(grads, carried), dxs, new, lost
 
-        def roll(store: Store) -> tuple[UnitTrace, Any]:
+        def roll(ds: Array, store: Store) -> tuple[dict, UnitTrace, Any]:
             basis = _basis(out, dense)
             zero = jax.tree.map(jnp.zeros_like, ys)
             dwide, dz, dmemory, dy = jax.vmap(lambda c: pull((c, zero)))(basis)
@@ -123,7 +125,12 @@ def unit_trace(layer: Layer, *, paths: Paths, spatial: bool) -> LayerTrace:
             direct = jnp.stack(dmemory, 2)  # (S, B, m, *features)
             total = direct + dy[:, :, None] * trace.gain[None]
             u = _fan_in(w, h, xs, before.y)
-            kernels = None if u is None else _roll_kernels(dense, total, dz, u, trace.kernels)
+            carried, kernels = {}, None
+            if u is not None:
+                roll_kernels = _roll_dense if dense else _roll_samples
+                of_kernels, kernels = roll_kernels(ds, total, dz, u, trace.kernels)
+                split = 0 if w is None else w.shape[0]
+                carried = {"w": of_kernels[:split], "h": of_kernels[split:]}
             units = {
                 k: _roll_units(dense, direct, dy, dwide[k], trace.units[k], trace.outputs[k])
                 for k in unit
@@ -131,7 +138,7 @@ def unit_trace(layer: Layer, *, paths: Paths, spatial: bool) -> LayerTrace:
             (kernels, units), lost = store((kernels, units))
             gain, through = _fire_derivatives(layer, wide, last, names)
             outputs = {k: _output_trace(dense, gain, units[k], through[k]) for k in unit}
-            return UnitTrace(kernels, units, outputs, gain), lost
+            return carried, UnitTrace(kernels, units, outputs, gain), lost
 
         return last, ys, back
 
@@ -158,44 +165,23 @@ def _direct_gradients(params, dwide, dz, xs, y_before) -> dict:
     return grads
 
 
-def _contract(dense, ds, dmemory, dy, trace: UnitTrace) -> tuple[Array | None, dict]:
-    """dE/ds_in . eps for the kernels (nu, n) and for each per-unit parameter (n,)."""
-    batch = ds.shape[0]
+def _contract_units(dense, dmemory, dy, trace: UnitTrace) -> dict:
+    """dE/ds_in . eps for each per-unit parameter (n,)."""
     if dense:
-        kernels = jnp.einsum("bs,bsnu->un", ds.reshape(batch, -1), trace.kernels)
-        units = {
-            k: jnp.einsum("bs,bsn->n", dmemory.reshape(batch, -1), e)
+        return {
+            k: jnp.einsum("bs,bsn->n", dmemory.reshape(len(dy), -1), e)
             + jnp.einsum("bi,bin->n", dy, trace.outputs[k])
             for k, e in trace.units.items()
         }
-        return kernels, units
-    kernels = None if trace.kernels is None else _sum_over_samples(ds, trace.kernels)
-    units = {
+    return {
         k: ((dmemory * e).sum(1) + dy * trace.outputs[k]).reshape(-1, dy.shape[-1]).sum(0)
         for k, e in trace.units.items()
     }
-    return kernels, units
 
 
-def _sum_over_samples(ds: Array, eps: Array) -> Array:
-    """The sum of ds . eps over samples and memory variables, (nu, n); one sample at a time.
-
-    Traces are the largest arrays here; a sample's fits a cache and is read once.
-    """
-
-    def add(total: Array, one: tuple[Array, Array]) -> tuple[Array, None]:
-        d, e = one
-        return total + (d[..., None] * e).sum(0), None
-
-    return jax.lax.scan(add, jnp.zeros(eps.shape[2:], eps.dtype), (ds, eps))[0].T
-
-
-def _add_carried(grads: dict, carried: tuple[Array | None, dict], w: Array | None) -> dict:
-    kernels, units = carried
-    if kernels is not None:
-        split = 0 if w is None else w.shape[0]
-        units = {**units, "w": kernels[:split], "h": kernels[split:]}
-    return {k: g + units[k] for k, g in grads.items()}
+def _add(grads: dict, more: dict) -> dict:
+    """The sums of those that both have, the others of the first as they are."""
+    return {k: g + more[k] if k in more else g for k, g in grads.items()}
 
 
 def _basis(out: Array, dense: bool) -> Array:
@@ -208,18 +194,35 @@ def _basis(out: Array, dense: bool) -> Array:
     return jnp.broadcast_to(one, (m, *out.shape))
 
 
-def _roll_kernels(dense, total, dz, u, eps) -> Array:
-    """P eps + M, M as one matrix product over the steps of the chunk."""
-    if dense:
-        p = jnp.moveaxis(total.reshape(*total.shape[:2], -1), 1, 0)  # (B, S, S)
-        return jnp.einsum("brs,bsnu->brnu", p, eps) + jnp.einsum("rkbn,kbu->brnu", dz, u)
+def _roll_dense(ds, total, dz, u, eps) -> tuple[Array, Array]:
+    """dE/ds_in . eps (nu, n), and P eps + M with M as one matrix product over all steps."""
+    carried = jnp.einsum("bs,bsnu->un", ds.reshape(ds.shape[0], -1), eps)
+    p = jnp.moveaxis(total.reshape(*total.shape[:2], -1), 1, 0)  # (B, S, S)
+    return carried, jnp.einsum("brs,bsnu->brnu", p, eps) + jnp.einsum("rkbn,kbu->brnu", dz, u)
+
+
+def _roll_samples(ds, total, dz, u, eps) -> tuple[Array, Array]:
+    """`_roll_dense` for element-wise traces, one sample at a time; M is cheap where u has spikes.
+
+    Traces are the largest arrays here: a sample's fits a cache, is read once and written once.
+    """
     m, steps = total.shape[0], dz.shape[1]
-    new = [sum(total[r, :, j, :, None] * eps[:, j] for j in range(m)) for r in range(m)]
-    if steps > _UNROLLED:
-        added = jnp.einsum("rkbn,kbu->rbnu", dz, u)
-    else:
-        added = [sum(d[:, :, None] * x[:, None] for d, x in zip(dr, u, strict=True)) for dr in dz]
-    return jnp.stack([a + b for a, b in zip(new, added, strict=True)], 1)
+
+    def one(carried: Array, sample: tuple[Array, ...]) -> tuple[Array, Array]:
+        ds, total, dz, u, eps = sample
+        new = []
+        for r in range(m):
+            kept = sum(total[r, j] * eps[j] for j in range(m))
+            if steps > _UNROLLED:
+                added = recurrent_gradient(carried, u, dz[r])
+            else:
+                added = sum(x[:, None] * d for x, d in zip(u, dz[r], strict=True))
+            new.append(kept + added)
+        return carried + sum(ds[j] * eps[j] for j in range(m)), jnp.stack(new)
+
+    samples = (ds, jnp.moveaxis(total, 1, 0), jnp.moveaxis(dz, 2, 0), jnp.moveaxis(u, 1, 0), eps)
+    zero = jnp.zeros(eps.shape[2:], eps.dtype)
+    return jax.lax.scan(one, zero, samples, unroll=min(len(eps), _SAMPLES))
 
 
 def _roll_units(dense, direct, dy, dwide, eps, eps_y) -> Array:

@@ -151,7 +151,7 @@ def test_a_trace_of_a_line_holds_nothing():
     network = cell_above(False)
     state = rules.ostl(network, LOSS).init(rules.parameters(network), inputs())
     assert sum(leaf.size for leaf in jax.tree.leaves(state.traces[0])) == 0
-    assert state.traces[1].kernels.shape == (BATCH, 1, N, LAGS * N_IN)
+    assert state.traces[1].kernels.shape == (BATCH, 1, LAGS * N_IN, N)
 
 
 def stopped(carry):

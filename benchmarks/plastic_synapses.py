@@ -45,14 +45,14 @@ class Problem(NamedTuple):
         group = Group(self.inputs, self.rate)
         return correlated_poisson(np.random.default_rng(0), [group], self.seconds, self.dt)
 
-    def compiled(self, events: Events) -> Any:
+    def compiled(self, events: Events, dtype: Any = jnp.float32) -> Any:
         """A function of no arguments that runs it: the last state and the output spikes."""
         taus = (self.tau_membrane, self.tau_stdp, self.tau_stdp, self.tau_fatigue)
         decays = (math.exp(-self.dt / tau) for tau in taus)
         settings = EventSettings(
             self.threshold, *decays, self.use, self.a_plus, self.a_minus, self.w_max
         )
-        state = event_state(jnp.full((self.inputs, self.neurons), self.weight))
+        state = event_state(jnp.full((self.inputs, self.neurons), self.weight, dtype))
         run = jax.jit(stdp_events).lower(state, events, settings).compile()
         return lambda: jax.block_until_ready(run(state, events, settings))
 

@@ -263,8 +263,8 @@ PARTS: dict[str, Callable[[Sizes], str]] = {
 }
 
 
-def report(parts: Sequence[str], rounds: int) -> str:
-    """The section of RESULTS.md."""
+def report(parts: Sequence[str], rounds: int, load: float) -> str:
+    """The section of RESULTS.md; `load` is that of the machine before the run."""
     here = machine()
     versions = [
         f"{name} {importlib.metadata.version(name)}"
@@ -277,7 +277,7 @@ def report(parts: Sequence[str], rounds: int) -> str:
             "## Online learning: time and memory",
             f"{here['date']}, {here['cpu']}, {here['cores']} cores, {here['system']}, "
             f"Python {here['python']}. {', '.join(versions)}. Load before the run "
-            f"{os.getloadavg()[0]:.1f}. `{command}`",
+            f"{load:.1f}. `{command}`",
             "float32, seed 0 for weights and 1 for inputs. Times are of one time step: medians of "
             f"{rounds} rounds, in each of which every opponent is timed once, in turn. CPU time "
             "counts all threads; `keep_memory()` is called first. Ratios are to the fastest BPTT "
@@ -314,14 +314,14 @@ def main(argv: Sequence[str] | None = None, sizes: Sizes | None = None) -> int:
     sizes = sizes or (QUICK if args.quick else Sizes())
     sizes = sizes if args.rounds is None else sizes._replace(rounds=args.rounds)
     keep_memory()  # has an effect only before anything large is allocated
-    parts = []
+    parts, load = [], os.getloadavg()[0]
     for name in args.only or PARTS:
         print(f"{name}, {cores()} cores", file=sys.stderr, flush=True)
         parts.append(PARTS[name](sizes))
         print(json.dumps({"part": name, "table": parts[-1]}) if args.json else parts[-1])
         sys.stdout.flush()
     if args.write:
-        write_section(args.write, SECTION, report(parts, sizes.rounds))
+        write_section(args.write, SECTION, report(parts, sizes.rounds, load))
     return 0
 
 

@@ -8,6 +8,7 @@ import io
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
 import numpy as np
@@ -47,6 +48,7 @@ _NYC_VARIABLES = {
     "visibility": "visib",  # [mile]
 }
 _NO_TEMPERATURE = 60.0  # mean, highest and lowest all so: nothing was measured
+_NO_WIND = 254.0  # [mile / h]; no gust was ever faster, and one row of New York has 1048
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,6 +66,13 @@ class Weather:
     stations: tuple[str, ...]
     regions: tuple[str, ...]
     values: Mapping[str, Float64[np.ndarray, "times stations"]]
+
+    def missing(self) -> dict[str, tuple[int, ...]]:
+        """How many values each station lacks, for each variable; lacking rows count as such."""
+        return {
+            name: tuple(int(n) for n in np.isnan(values).sum(0))
+            for name, values in self.values.items()
+        }
 
 
 def us_weekly(source: Source) -> Weather:
@@ -110,16 +119,21 @@ def read_us(path: Path, checksum: str | None = None, called: str | None = None) 
 
 
 def read_nyc(path: Path, checksum: str | None = None, called: str | None = None) -> Weather:
-    """Reads a file of the columns of `nyc_hourly`; arguments and errors are those of `read_us`."""
+    """Reads a file of the columns of `nyc_hourly`; arguments and errors are those of `read_us`.
+
+    A wind that no storm has reached is a fault of the instrument, and missing.
+    """
 
     def key(row: Mapping[str, str]) -> tuple[tuple[int, ...], str, str]:
-        hour = row["time_hour"]  # universal time: the local hour occurs twice in autumn
-        date, clock = hour.removesuffix("Z").split("T")
-        time = (*(int(part) for part in date.split("-")), int(clock.split(":")[0]))
-        return time, row["origin"], "New York"
+        # universal time: the local hour occurs twice in autumn
+        time = datetime.fromisoformat(row["time_hour"])
+        return (time.year, time.month, time.day, time.hour), row["origin"], "New York"
 
     keys = ("origin", "time_hour")
-    return _read(path, checksum, called or str(path), keys, key, _NYC_VARIABLES)
+    weather = _read(path, checksum, called or str(path), keys, key, _NYC_VARIABLES)
+    wind = weather.values["wind"]
+    wind[wind >= _NO_WIND] = np.nan
+    return weather
 
 
 def _read(

@@ -47,6 +47,35 @@ def test_a_small_table(tmp_path):
     np.testing.assert_array_equal(hours.values["pressure"][:, 0], [1012, np.nan])
 
 
+def test_what_is_missing_is_counted(tmp_path):
+    """NA, a row that lacks, and a wind faster than any: one each for LGA, of 3 hours."""
+    more = NYC + "LGA,2013-11-03T07:00:00Z,40,NA,59,1048.36,0,1012,10\n"
+    data = weather.read_nyc(put(tmp_path, more))
+    assert (data.stations, len(data.times)) == (("JFK", "LGA"), 3)
+    wanted = dict.fromkeys(data.values, (1, 2)) | {"temperature": (2, 2), "pressure": (2, 2)}
+    assert data.missing() == wanted | {"dew_point": (1, 3), "wind": (1, 3)}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (NYC.replace("humid", "hum"), "has no column 'humid', expected a table of weather"),
+        (NYC[:-14], "line 3 has another number of fields than the 9"),
+        (gzip.compress(NYC.encode())[:-20], "truncated"),
+        (NYC.replace("03T05", "03T25"), "line 2 has no date that can be read: JFK, 2013-11-03T25"),
+        (NYC.replace("03T06", "03T05"), r"line 3 has station 'JFK' a second time at \(2013, 11"),
+        (NYC.replace("39.02", "nan"), "'nan' for temp, expected a number or NA"),
+    ],
+    ids=["column", "cut off", "gzip", "hour", "twice", "nan"],
+)
+def test_hourly_files_that_are_wrong_are_refused_in_one_line(tmp_path, text, message):
+    path = put(tmp_path, text)
+    with pytest.raises(ValueError, match=message) as found:
+        weather.read_nyc(path)
+    assert str(path) in str(found.value)
+    assert "\n" not in str(found.value)
+
+
 @needs_shared
 def test_real_files():
     data = weather.us_weekly(Source(SHARED, download=False))
@@ -61,7 +90,11 @@ def test_real_files():
         assert data.regions[station] == row["Station.State"]
     hours = weather.nyc_hourly(Source(SHARED, download=False))
     assert hours.stations == ("EWR", "JFK", "LGA")
-    assert int(np.isfinite(hours.values["wind"]).sum()) > 26000
+    assert hours.values["wind"][np.isfinite(hours.values["wind"])].max() < 50
+    text = gzip.decompress((SHARED / "weather" / "nyc-2013-hourly.csv.gz").read_bytes()).decode()
+    pressure = [row["pressure"] for row in csv.DictReader(io.StringIO(text))]
+    there = len(pressure) - pressure.count("NA")
+    assert sum(hours.missing()["pressure"]) == 3 * len(hours.times) - there
     t = hours.values["temperature"]
     t = t[np.isfinite(t).all(1)]
     assert np.corrcoef(t.T).min() > 0.95  # the three airports lie 30 km apart

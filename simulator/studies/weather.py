@@ -48,7 +48,7 @@ class Settings(Synapses):
     records: Literal["us_2016", "nyc_2013"] = "us_2016"
     groups: Annotated[tuple[str, ...], Field(min_length=1)] = (
         "California", "Florida", "Texas", "New York",
-    )  # fmt: skip
+    )  # fmt: skip  # "A+B" is a group of both
     of_others: Count = 1  # processes of each other group, or all if it has fewer
     copies: Count = 1  # spike trains of each process, each with its own rate and its own chance
     rates: tuple[Literal["slow", "fast", "mixed", "control"], ...] = RATES
@@ -78,12 +78,15 @@ def cases(settings: Settings, seed: int) -> list[dict[str, Any]]:
     found = records(settings.records, settings.data_dir)
     names, counts = np.unique(found.groups, return_counts=True)
     for group in settings.groups:
-        if (count := int(counts[names == group].sum())) < 2:
-            large = counts >= min(5, counts.max())
-            raise ValueError(
-                f'study.groups has "{group}", of which {settings.records} has {count} complete '
-                f"records; choose among {', '.join(names[large])}"
-            )
+        for part in group.split("+"):
+            if (count := int(counts[names == part].sum())) < 2:
+                large = counts >= min(5, counts.max())
+                raise ValueError(
+                    f'study.groups has "{part}", of which {settings.records} has {count} complete '
+                    f"records; choose among {', '.join(names[large])}"
+                )
+        if np.isin(names, group.split("+")).all():
+            raise ValueError(f'study.groups has "{group}", beside which there is no other group')
     times = len(found.anomaly)
     limit = _unusual_times(settings, times) / times / settings.window
     if not settings.lowest_rate <= settings.highest_rate <= limit:
@@ -156,13 +159,13 @@ def encoded(
     fires once with the probability that gives it its rate, a jitter after the window's beginning.
     """
     found = records(settings.records, settings.data_dir)
-    own = np.flatnonzero(found.groups == group)
-    others = []
-    for other in np.unique(found.groups[found.groups != group]):
+    inside = np.isin(found.groups, group.split("+"))
+    own, others = np.flatnonzero(inside), []
+    for other in np.unique(found.groups[~inside]):
         all_of_it = np.flatnonzero(found.groups == other)
         others.append(np.roll(all_of_it, -rng.integers(len(all_of_it)))[: settings.of_others])
     chosen = np.repeat(np.concatenate([own, *others]), settings.copies)
-    members = found.groups[chosen] == group
+    members = inside[chosen]
     height = found.anomaly[:, chosen].copy()
     alone = (members & (rates == "control")) | (~members & (settings.others == "alone"))
     height[:, alone] = rng.permuted(height[:, alone], axis=0)

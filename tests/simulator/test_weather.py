@@ -109,6 +109,10 @@ def test_so_many_processes_of_each_other_group(monkeypatch, asked, got):
     settings = dataclasses.replace(SMALL, of_others=asked, duration=1.0)
     _, members = weather.encoded(settings, "A", "slow", np.random.default_rng(0))
     assert members.tolist() == [True, True] + [False] * sum(got)
+    _, members = weather.encoded(settings, "C+B", "slow", np.random.default_rng(0))
+    assert members.tolist() == [True] * 5 + [False] * min(asked, 2)
+    with pytest.raises(ValueError, match=r'"A\+B\+C", beside which there is no other group'):
+        weather.cases(dataclasses.replace(settings, groups=("A+B+C",)), 0)
 
 
 def test_hourly_records_lose_their_season_and_the_hours_that_are_not_complete():
@@ -150,5 +154,7 @@ def test_real_hours_vary_together_across_airports():
 def test_settings_that_cannot_be_measured_are_refused():
     with pytest.raises(ValueError, match=r'has "B", of which us_2016 has 0 .*among A'):
         weather.cases(weather.Settings(data_dir="made", groups=("B",)), 0)
+    with pytest.raises(ValueError, match=r'has "B", of which'):
+        weather.cases(weather.Settings(data_dir="made", groups=("A+B",)), 0)
     with pytest.raises(ValueError, match=r"highest_rate = 40\.0: .*at most 20\.75 Hz"):
         weather.cases(weather.Settings(data_dir="made", groups=("A",), highest_rate=40.0), 0)

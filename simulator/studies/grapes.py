@@ -1,4 +1,4 @@
-"""GRAPES beside backpropagation and beside controls of the same scale: accuracy, speed, forgetting.
+"""GRAPES beside the rule without it and controls of the same scale: accuracy, speed, forgetting.
 
 The rule is `learning_rules.grapes`; here are the networks, their training, and what is compared.
 """
@@ -17,7 +17,17 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from ...learning_rules import bptt, grapes, local_grapes, losses, parameters
+from ...learning_rules import (
+    LearningRule,
+    bptt,
+    direct_feedback_alignment,
+    feedback_alignment,
+    feedback_weights,
+    grapes,
+    local_grapes,
+    losses,
+    parameters,
+)
 from ..data import load
 from ..experiment import STRICT, Count, Positive
 from ..network import Network
@@ -26,26 +36,32 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 FACTORS = {"propagating": "grapes", "mean": "mean", "perm": "perm", "two": "two"}
-VARIANTS = ("bp", *FACTORS, "local")
+VARIANTS = ("plain", *FACTORS, "local")
 METRICS = ("first_epoch", "test_accuracy", "slowness", "forgetting")
 TEXT = (
-    "A dense network, trained by backpropagation (`bp`) or by GRAPES, which multiplies the error "
-    "of each hidden unit with a factor from 1 to 2, the larger, the more weight comes in to it: "
-    "`propagating` sends these errors on to the layers below, `local` does not. A factor above 1 "
-    "also makes larger steps. The controls keep that and drop the rest: every unit of a layer has "
-    "the mean of the factors (`mean`), the factors go to other units (`perm`), or all are 2 "
-    "(`two`). What GRAPES has over `mean` is what the choice of units is worth. Slowness: s of "
-    "accuracy = highest e / (s + e) over epochs e. Forgetting: what is lost of the accuracy on a "
-    "task, images whose pixels are shuffled in its own way, by learning later tasks."
+    "A dense network, trained by backpropagation or feedback alignment (`plain`), or by GRAPES, "
+    "which multiplies the error of each hidden unit with a factor, the larger, the more weight "
+    "comes in to it: `propagating` sends these errors on to the layers below, `local` does not. "
+    "Under backpropagation factors are 1 to 2; under feedback alignment 0 to 2, without a floor; "
+    "under direct feedback alignment too, and it is the weight that goes out that counts (no error "
+    "is sent on there, so `local` is left out). Factors change the steps of all units together, "
+    "too. The controls keep that and drop the rest: every unit of a layer has the mean of the "
+    "factors (`mean`), the factors go to other units (`perm`), or all are 2 (`two`). What GRAPES "
+    "has over `mean` is what the choice of units is worth. Slowness: s of accuracy = highest e / "
+    "(s + e) over epochs e. Forgetting: what is lost of the accuracy on a task, images whose "
+    "pixels are shuffled in its own way, by learning later tasks."
 )
 
-Variant = Literal["bp", "propagating", "local", "mean", "perm", "two"]
+Variant = Literal["plain", "propagating", "local", "mean", "perm", "two"]
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class Settings:
     """Rectified linear units without biases; every variant has the same learning rates."""
 
+    errors: Literal["backpropagation", "feedback_alignment", "direct_feedback_alignment"] = (
+        "backpropagation"  # how they come down
+    )
     variants: Annotated[tuple[Variant, ...], Field(min_length=1)] = VARIANTS  # pyright: ignore[reportAssignmentType]
     optimizers: Annotated[tuple[Literal["sgd", "momentum", "adam"], ...], Field(min_length=1)] = (
         "sgd",
@@ -68,11 +84,21 @@ class Settings:
 
 
 def cases(settings: Settings, seed: int) -> list[dict[str, Any]]:
-    """Each variant with each optimizer from each seed."""
+    """Each variant with each optimizer from each seed.
+
+    Raises:
+        ValueError: no variant is left.
+    """
+    if (settings.errors, settings.variants) == ("direct_feedback_alignment", ("local",)):
+        raise ValueError(
+            'study.variants = ["local"]: with study.errors = "direct_feedback_alignment" no error '
+            'is sent on, so this is "propagating": take that'
+        )
     return [
         {"optimizer": optimizer, "variant": variant, "seed": seed + i}
         for optimizer in settings.optimizers
         for variant in settings.variants
+        if (settings.errors, variant) != ("direct_feedback_alignment", "local")
         for i in range(settings.seeds)
     ]
 
@@ -90,15 +116,16 @@ def measure(settings: Settings, seed: int, case: Mapping[str, Any]) -> dict[str,
     base = jax.random.split(jax.random.key(own), 1)[0]  # the weights are drawn from the seed itself
     keys = (jax.random.fold_in(base, i) for i in itertools.count())
     shuffle = next(keys)  # of the factors in `perm`, the same for all steps
+    fixed = (jax.random.fold_in(base, 2**31), shuffle)  # that of the feedback weights comes first
     state, curve = start(own), []
     for _ in range(settings.epochs):
-        state = epoch(state, *train, next(keys), shuffle)
+        state = epoch(state, *train, next(keys), fixed)
         curve.append(correct(state, *test))
     state, seen = start(own), []
     orders = [jax.random.permutation(next(keys), 28 * 28) for _ in range(settings.tasks)]
     for order in orders:
         for _ in range(settings.task_epochs):
-            state = epoch(state, train[0][:, order], train[1], next(keys), shuffle)
+            state = epoch(state, train[0][:, order], train[1], next(keys), fixed)
         seen.append([correct(state, test[0][:, o], test[1]) for o in orders])
     if not all(bool(jnp.isfinite(p).all()) for p in jax.tree.leaves(state[0])):
         raise ValueError(
@@ -148,6 +175,7 @@ def forgetting(accuracy: Float[np.ndarray, "tasks tasks"]) -> float:
 
 
 State = tuple[PyTree, PyTree]  # parameters, state of the optimizer
+Keys = tuple[PRNGKeyArray, PRNGKeyArray]  # of the feedback weights, of `perm`
 
 
 @functools.cache
@@ -163,20 +191,16 @@ def _trainer(
         "adam": optax.adam(settings.adam_rate),
     }[optimizer]
     if variant == "local":
-        tx = optax.chain(local_grapes(template), tx)
+        floor = 1 if settings.errors == "backpropagation" else 0
+        tx = optax.chain(local_grapes(template, floor=floor), tx)
 
     def start(seed: int) -> State:
         params = parameters(_network(settings.hidden, classes, seed))
         return params, tx.init(params)
 
     @jax.jit
-    def epoch(
-        state: State, images: Array, labels: Array, key: PRNGKeyArray, shuffle: PRNGKeyArray
-    ) -> State:
-        make = bptt
-        if variant in FACTORS:
-            make = grapes(bptt, factor=FACTORS[variant], key=shuffle)
-        rule = make(template, losses.cross_entropy)
+    def epoch(state: State, images: Array, labels: Array, key: PRNGKeyArray, fixed: Keys) -> State:
+        rule = _rule(settings, variant, template, *fixed)
         batches = len(images) // settings.batch
         order = jax.random.permutation(key, len(images))[: batches * settings.batch]
 
@@ -196,6 +220,21 @@ def _trainer(
         return (logits.argmax(-1) == labels).mean()
 
     return start, epoch, correct
+
+
+def _rule(
+    settings: Settings, variant: str, network: Network, draw: PRNGKeyArray, shuffle: PRNGKeyArray
+) -> LearningRule:
+    """The rule that a variant trains with; the factors of `local` are the optimizer's."""
+    factor = FACTORS.get(variant)
+    if settings.errors == "backpropagation":
+        make = bptt if factor is None else grapes(bptt, factor=factor, key=shuffle)
+        return make(network, losses.cross_entropy)
+    direct = settings.errors == "direct_feedback_alignment"
+    # the same weights in every epoch, hence a clone of the key
+    weights = feedback_weights(network, jax.random.clone(draw), direct=direct)
+    make = direct_feedback_alignment if direct else feedback_alignment
+    return make(network, losses.cross_entropy, weights, factor=factor, floor=0, key=shuffle)
 
 
 def _network(hidden: Sequence[int], classes: int, seed: int) -> Network:

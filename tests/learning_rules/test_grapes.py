@@ -122,7 +122,14 @@ STACKS = {
     "snu": lambda: stack(SNUCell, SNUCell),
     "recurrent lif": lambda: stack(*[partial(LIFCell, tau=3e-3, recurrent=True)] * 2),
     "gru on snu": lambda: stack(SNUCell, nnx.GRUCell),
+    "conv": lambda: convolutions(nnx.Rngs(4)),
 }
+
+
+def convolutions(r):
+    first, second = nnx.Conv(1, 4, (2,), rngs=r), nnx.Conv(4, 6, (3,), rngs=r)
+    mean = [jnp.tanh, lambda x: x.mean(-2), nnx.Linear(6, 3, rngs=r)]
+    return Network([lambda x: x[..., None], first, jnp.tanh, second, *mean])
 
 
 def stack(*cells, n_in=5, n=6, classes=3):
@@ -327,9 +334,9 @@ def test_quantized_products_and_their_noise_go_along():
 # local
 
 
-@pytest.mark.parametrize("name", ["dense", "snu"])
+@pytest.mark.parametrize("name", ["dense", "conv", "snu"])
 def test_local_is_the_gradient_times_the_factors_and_at_the_top_the_same_as_propagating(name):
-    network, (xs, targets) = STACKS[name](), data(steps=1 if name == "dense" else 6)
+    network, (xs, targets) = STACKS[name](), data(steps=6 if name == "snu" else 1)
     params = parameters(network)
     grads = gradient(bptt, network, xs, targets)
     plain = pure(grads)

@@ -5,7 +5,16 @@ import numpy as np
 import optax
 import pytest
 
-from spikebit.learning_rules import local_grapes, parameters, relative_error, run_sequence
+from spikebit.learning_rules import (
+    direct_feedback_alignment,
+    feedback_alignment,
+    feedback_weights,
+    local_grapes,
+    losses,
+    parameters,
+    relative_error,
+    run_sequence,
+)
 from spikebit.simulator import Experiment, build, experiment_file
 from spikebit.simulator.experiment import Data, NetworkSettings, Optimizer, Rule
 from spikebit.simulator.studies import grapes as study
@@ -61,8 +70,48 @@ def test_every_variant_learns_in_its_own_way_and_the_summary_compares_them():
     assert set(study.pictures(settings, rows)) == {"accuracy_momentum", "slowness", "forgetting"}
 
 
+@pytest.mark.parametrize("direct", [False, True])
+def test_under_feedback_alignment_a_variant_is_the_rule_with_its_factor(direct):
+    """Without a floor, and the feedback weights drawn from a key; `local` is the optimizer's."""
+    errors = "direct_feedback_alignment" if direct else "feedback_alignment"
+    settings = study.Settings(errors=errors, optimizers=("sgd",), **TINY)
+    named = [c["variant"] for c in study.cases(settings, 0)]
+    assert named == [v for v in study.VARIANTS if v != "local" or not direct]
+    network = study._network((12, 12), 10, 0)
+    draw, shuffle = jax.random.split(jax.random.key(1))
+    images = jax.random.normal(jax.random.key(0), (1, 4, 28 * 28))
+    make = direct_feedback_alignment if direct else feedback_alignment
+    weights = feedback_weights(network, jax.random.clone(draw), direct=direct)
+
+    def grads(rule):
+        run = jax.jit(lambda p: run_sequence(rule, p, images, np.arange(4)[None]).grads)
+        return run(parameters(network))
+
+    plain = grads(make(network, losses.cross_entropy, weights))
+    for variant in ("plain", "propagating", "mean", "local"):
+        factor = study.FACTORS.get(variant)
+        wanted = grads(make(network, losses.cross_entropy, weights, factor=factor))
+        keys = jax.random.clone(draw), jax.random.clone(shuffle)
+        got = grads(study._rule(settings, variant, network, *keys))
+        assert relative_error(got, wanted) < 1e-6
+        assert (relative_error(got, plain) > 0.01) == (factor is not None)
+
+
+@pytest.mark.parametrize(("errors", "floor"), [("backpropagation", 1), ("feedback_alignment", 0)])
+def test_local_factors_have_the_floor_of_the_errors(monkeypatch, errors, floor):
+    seen = []
+    monkeypatch.setattr(
+        study, "local_grapes", lambda network, floor: seen.append(floor) or optax.identity()
+    )
+    study._trainer.cache_clear()
+    study._trainer(study.Settings(errors=errors, **TINY), "local", "sgd", 10)
+    study._trainer.cache_clear()
+    assert seen == [floor]
+
+
 def test_a_row_is_a_function_of_its_case():
-    settings = study.Settings(variants=("local",), **TINY | {"hidden": (12,)})
+    own = {"errors": "feedback_alignment", "variants": ("local",), "hidden": (12,)}
+    settings = study.Settings(**TINY | own)
     case = {"optimizer": "adam", "variant": "local", "seed": 1}
     first = study.measure(settings, 0, case)
     study._trainer.cache_clear()
@@ -87,7 +136,10 @@ def test_what_is_refused(tmp_path):
     path.write_text('[study]\nname = "grapes"\nvariants = ["median"]\n')
     with pytest.raises(ValueError, match=r"study\.variants"):
         experiment_file.load(path)
-    case = {"optimizer": "sgd", "variant": "bp", "seed": 0}
+    case = {"optimizer": "sgd", "variant": "plain", "seed": 0}
+    direct = {"errors": "direct_feedback_alignment", "variants": ("local",)}
+    with pytest.raises(ValueError, match=r'\["local"\].* this is "propagating": take that'):
+        study.cases(study.Settings(**direct), 0)
     with pytest.raises(ValueError, match=r"study\.batch = 500 is more than the 200"):
         study.measure(study.Settings(**TINY, batch=500), 0, case)
     with pytest.raises(ValueError, match=r"diverged: choose a smaller study\.sgd_rate"):

@@ -5,6 +5,7 @@ reaches the next step element by element, but not through a matrix product; and 
 state of a unit reaches that unit only. No learning rule here.
 """
 
+from collections import ChainMap
 from collections.abc import Callable
 from typing import Any
 
@@ -14,22 +15,24 @@ import numpy as np
 from jax.extend import core
 from jaxtyping import Array
 
+from .programs import bind, leading_to, program_of, read
+
 _CONTRACTIONS = ("dot_general", "conv_general_dilated", "ragged_dot_general")
 _CALLS = {"custom_vjp_call": "call_jaxpr", "custom_jvp_call": "call_jaxpr", "remat2": "jaxpr"}
 
 
-def cut_products(step: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
-    """`step(carry, rest)` with no gradient from carry through its first matrix product.
+def cut_products(step: Callable[[Any, Any], tuple]) -> Callable[[Any, Any], tuple]:
+    """`step(carry, rest) -> (carry, *more)` with no gradient from carry to carry by a product.
 
     The value is unchanged. The gradient with respect to `rest` (parameters, inputs) is unchanged
-    within the step; that with respect to carry keeps the element-wise paths only.
+    within the step; that with respect to carry keeps the paths to the new carry that lead through
+    no matrix product, and those to the rest of the result that share no product with the carry.
     """
 
-    def cut(carry: Any, rest: Any) -> Any:
-        closed, shape = jax.make_jaxpr(step, return_shape=True)(carry, rest)
-        flat_carry, flat_rest = jax.tree.leaves(carry), jax.tree.leaves(rest)
-        marks = [True] * len(flat_carry) + [False] * len(flat_rest)
-        out, _ = _evaluate(closed.jaxpr, closed.consts, [*flat_carry, *flat_rest], marks)
+    def cut(carry: Any, rest: Any) -> tuple:
+        closed, shape = program_of(step, carry, rest)
+        flat = jax.tree.leaves(carry), jax.tree.leaves(rest)
+        out = _evaluate(closed, *flat, len(jax.tree.leaves(shape[0])))
         return jax.tree.unflatten(jax.tree.structure(shape), out)
 
     return cut
@@ -66,45 +69,37 @@ def cut_between_units(
     return cut
 
 
-def _evaluate(
-    jaxpr: core.Jaxpr, consts: list, args: list, marks: list[bool]
-) -> tuple[list[Array], list[bool]]:
-    """Evaluates a jaxpr; `marks` tells which values depend on the carry."""
-    values: dict = dict(zip(jaxpr.constvars, consts, strict=True))
-    values |= dict(zip(jaxpr.invars, args, strict=True))
-    marked = {v: m for v, m in zip(jaxpr.invars, marks, strict=True) if m}
+def _evaluate(closed: core.ClosedJaxpr, carry: list, rest: list, size: int) -> list[Array]:
+    """Evaluates a step whose first `size` results are the new carry.
 
-    def read(atom: Any) -> Any:
-        return atom.val if isinstance(atom, core.Literal) else values[atom]
-
-    def depends(atom: Any) -> bool:
-        return not isinstance(atom, core.Literal) and atom in marked
-
+    Every value is computed from the carry held constant, for the products; those that depend on
+    the carry past the products are computed from the carry as it is, too.
+    """
+    jaxpr = closed.jaxpr
+    held: dict = dict(zip(jaxpr.constvars, closed.consts, strict=True))
+    held |= zip(jaxpr.invars, [*map(jax.lax.stop_gradient, carry), *rest], strict=True)
+    live: dict = dict(zip(jaxpr.invars, carry, strict=False))
+    to_carry = leading_to(jaxpr, jaxpr.outvars[:size])
     for eqn in jaxpr.eqns:
-        inputs = [read(v) for v in eqn.invars]
-        flags = [depends(v) for v in eqn.invars]
-        inner = eqn.params.get("jaxpr") if eqn.primitive.name in ("jit", "pjit") else None
-        if inner is not None:
-            out, out_flags = _evaluate(inner.jaxpr, inner.consts, inputs, flags)
-        else:
-            out_flags = [any(flags)] * len(eqn.outvars)
+        held |= zip(eqn.outvars, bind(eqn, [read(held, v) for v in eqn.invars]), strict=True)
+        flags = [v in live for v in map(_variable, eqn.invars)]
+        if not any(flags):
+            continue
+        if to_carry.intersection(eqn.outvars):
             if eqn.primitive.name in _CONTRACTIONS or _is_product(eqn, flags):
-                inputs = [
-                    jax.lax.stop_gradient(x) if f else x for x, f in zip(inputs, flags, strict=True)
-                ]
-                out_flags = [False] * len(eqn.outvars)
-            elif any(flags) and _has_contraction(eqn):
+                continue
+            if _has_contraction(eqn):
                 raise ValueError(
                     f"The cell hides a matrix product of its state inside `{eqn.primitive.name}`, "
                     "which scope='no_h' cannot cut: use scope='full'."
                 )
-            out = eqn.primitive.bind(*inputs, **eqn.primitive.get_bind_params(eqn.params))
-            out = out if eqn.primitive.multiple_results else [out]
-        for var, value, flag in zip(eqn.outvars, out, out_flags, strict=True):
-            values[var] = value
-            if flag:
-                marked[var] = True
-    return [read(v) for v in jaxpr.outvars], [depends(v) for v in jaxpr.outvars]
+        out = bind(eqn, [read(ChainMap(live, held), v) for v in eqn.invars])
+        live |= zip(eqn.outvars, out, strict=True)
+    return [read(ChainMap(live, held), v) for v in jaxpr.outvars]
+
+
+def _variable(atom: Any) -> Any:
+    return None if isinstance(atom, core.Literal) else atom
 
 
 def _is_product(eqn: Any, flags: list[bool]) -> bool:

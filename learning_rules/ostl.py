@@ -14,12 +14,13 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 from ..quant.grid import Format
 from ..quant.storage import Lost, Storage, storage
 from .bptt import sequence_loss
+from .cell_trace import cell_trace
 from .ottt import ottt
 from .restart import restarts
 from .rule import LearningRule, Loss, RuleOutput, check_chunk
 from .sltt import sltt
 from .stack import Layer, Stack, as_stack
-from .traces import LayerTrace, Paths, Store, generic_trace, unit_trace
+from .traces import LayerTrace, Paths, Store, unit_trace
 
 _PATHS: dict[str, Paths] = {"full": "all", "unit": "own", "no_h": "none"}
 _WITHOUT_STATE_TRACE = {"none": sltt, "pre": ottt}
@@ -72,8 +73,10 @@ def ostl(
       paper); "chunk" drops only those that cross the border of a chunk, so that K = T is BPTT.
 
     The trace of a layer takes B S P numbers in "full", S its state size and P its parameters, and
-    B m P' in "unit", "no_h" or without H for the cells of this library (m memory variables a unit).
-    Any other cell, Flax's included, goes through dense Jacobians, B S P in these scopes.
+    B m P in "unit", "no_h" or without H, m the memory variables of a unit, for the cells of this
+    library and any other whose units meet in products with a kernel only, as those of Flax's LSTM,
+    GRU and simple cells do (`sites.py`). A cell whose units meet elsewhere, as in a normalisation
+    over units, takes B S P in every scope.
 
     With a format, the trace $\epsilon$ of every parameter is stored in it at the end of each chunk
     (`OSTLState.lost` tells what that loses); the rest of a chunk is computed as without. Rounding
@@ -161,11 +164,11 @@ def of_traces(
                 "ostl rounds its traces stochastically and found key=None: call "
                 "rule.init(params, batch, key=jax.random.key(seed)), a new key for each sequence."
             )
-        carries = stack.initialize_carries(params, batch, key)
+        carries, inputs = stack.begin(params, batch, key)
         parts, _ = stack.split(params)
         traces = tuple(
-            () if maker is None else maker.init(part, carry)
-            for maker, part, carry in zip(makers, parts, carries, strict=True)
+            () if maker is None else maker.init(part, carry, x)
+            for maker, part, carry, x in zip(makers, parts, carries, inputs, strict=True)
         )
         zero = jnp.zeros((), jnp.float32)
         lost = tuple(() if k is None else TraceLosses(zero, Lost(zero, zero)) for k in kept)
@@ -213,7 +216,7 @@ def trace_of(layer: Layer, scope: str, *, spatial: bool) -> LayerTrace | None:
     """The trace of a layer in a scope, None for one without a state; as in `ostl`."""
     if layer.kind == "stateless":
         return None
-    make = generic_trace if layer.kind == "cell" else unit_trace
+    make = cell_trace if layer.kind == "cell" else unit_trace
     return make(layer, paths=_PATHS[scope], spatial=spatial)
 
 

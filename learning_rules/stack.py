@@ -115,7 +115,13 @@ class Stack(NamedTuple):
     def initialize_carries(
         self, params: PyTree, batch: Any, key: PRNGKeyArray | None = None
     ) -> tuple[Any, ...]:
-        """Zero carries for inputs like `batch`, of shape (time, batch, *features).
+        """Zero carries for inputs like `batch`, of shape (time, batch, *features); see `begin`."""
+        return self.begin(params, batch, key)[0]
+
+    def begin(
+        self, params: PyTree, batch: Any, key: PRNGKeyArray | None = None
+    ) -> tuple[tuple[Any, ...], tuple[jax.ShapeDtypeStruct, ...]]:
+        """The carries of a new sequence, and the shape of each layer's input at one step.
 
         Raises:
             ValueError: inputs that do not fit, or no key where a state is rounded stochastically.
@@ -127,7 +133,7 @@ class Stack(NamedTuple):
             )
         parts, _ = self.split(params)
         x = jax.ShapeDtypeStruct(batch.shape[1:], batch.dtype)
-        carries = []
+        carries, inputs = [], []
         for i, (layer, part) in enumerate(zip(self.layers, parts, strict=True)):
             if key is None and layer.draws:
                 raise ValueError(
@@ -137,9 +143,10 @@ class Stack(NamedTuple):
                 )
             # Flax's own cells ask for a key even where the initial carry is constant
             rngs = nnx.Rngs(0 if key is None else jax.random.fold_in(key, i))
+            inputs.append(x)
             carry, x = _carry_and_output(layer, part, x, rngs)
             carries.append(carry)
-        return tuple(carries)
+        return tuple(carries), tuple(inputs)
 
 
 def _carry_and_output(

@@ -7,23 +7,19 @@ trace at its border, eps = d s / d theta:
     P = ds_out/ds_in,  M = ds_out/dtheta inside the chunk.
 
 `store` is what the rule does to a trace that it keeps in a number format; else it does nothing.
-Three representations stand here, one a layer kind: element-wise and dense traces of unit-wise cells
-(kernels share the trace of u = [x, y_{t-1}]), and the generic one of any cell. How layers are
+Here stand the contract and the traces, element-wise and dense, of unit-wise cells: their kernels
+share the trace of u = [x, y_{t-1}]. Those of any other cell are `cell_trace.py`'s, how layers are
 combined into a rule is `ostl.py`'s.
 """
 
-import math
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, PyTree
 
-from .cut import cut_between_units, cut_products
-from .restart import Restart, begun, restarted
+from .restart import Restart, begun
 from .stack import Layer
 from .unroll import drive, recurrent_gradient, scan_units, split_kernels
 
@@ -41,7 +37,7 @@ Store = Callable[[PyTree], tuple[PyTree, Any]]
 class LayerTrace(NamedTuple):
     """Makes and uses the trace of one layer."""
 
-    init: Callable[[dict, Any], PyTree]  # params, carry -> trace
+    init: Callable[[dict, Any, Any], PyTree]  # params, carry, x of one step -> trace
     # params, carry, trace, xs, where samples begin anew -> new carry, ys, back
     # back(cotangent of ys, store) -> gradient of params, cotangent of xs, new trace, what it lost
     chunk: Callable[[dict, Any, PyTree, Array, Restart | None], tuple[Any, PyTree, Callable]]
@@ -69,7 +65,8 @@ def unit_trace(layer: Layer, *, paths: Paths, spatial: bool) -> LayerTrace:
     """
     dense = paths == "all" and "h" in layer.kernels
 
-    def init(params: dict, carry: Any) -> UnitTrace:
+    def init(params: dict, carry: Any, x: Any) -> UnitTrace:
+        del x
         unit, w, h = split_kernels(params)
         batch, features = carry.y.shape[0], carry.y.shape[1:]
         m, dtype = len(_memory(layer, params)), carry.y.dtype
@@ -127,7 +124,7 @@ def unit_trace(layer: Layer, *, paths: Paths, spatial: bool) -> LayerTrace:
             u = _fan_in(w, h, xs, before.y)
             carried, kernels = {}, None
             if u is not None:
-                roll_kernels = _roll_dense if dense else _roll_samples
+                roll_kernels = roll_dense if dense else roll_samples
                 of_kernels, kernels = roll_kernels(ds, total, dz, u, trace.kernels)
                 split = 0 if w is None else w.shape[0]
                 carried = {"w": of_kernels[:split], "h": of_kernels[split:]}
@@ -194,15 +191,15 @@ def _basis(out: Array, dense: bool) -> Array:
     return jnp.broadcast_to(one, (m, *out.shape))
 
 
-def _roll_dense(ds, total, dz, u, eps) -> tuple[Array, Array]:
+def roll_dense(ds, total, dz, u, eps) -> tuple[Array, Array]:
     """dE/ds_in . eps (nu, n), and P eps + M with M as one matrix product over all steps."""
     carried = jnp.einsum("bs,bsnu->un", ds.reshape(ds.shape[0], -1), eps)
     p = jnp.moveaxis(total.reshape(*total.shape[:2], -1), 1, 0)  # (B, S, S)
     return carried, jnp.einsum("brs,bsnu->brnu", p, eps) + jnp.einsum("rkbn,kbu->brnu", dz, u)
 
 
-def _roll_samples(ds, total, dz, u, eps) -> tuple[Array, Array]:
-    """`_roll_dense` for element-wise traces, one sample at a time; M is cheap where u has spikes.
+def roll_samples(ds, total, dz, u, eps) -> tuple[Array, Array]:
+    """`roll_dense` for element-wise traces, one sample at a time; M is cheap where u has spikes.
 
     Traces are the largest arrays here: a sample's fits a cache, is read once and written once.
     """
@@ -262,116 +259,3 @@ def _through_step(layer, wide, before, dys, h, z) -> Array:
 
     z = z if h is None else z + before.y @ h
     return jax.vmap(lambda z, c, d: jax.vjp(lambda z: output(z, c), z)[1](d)[0])(z, before, dys)
-
-
-def generic_trace(layer: Layer, *, paths: Paths, spatial: bool) -> LayerTrace:
-    """The trace of any cell by dense Jacobians of its flattened carry, one sample at a time.
-
-    Size (B, S, P) for a carry of S floats and P parameters; arrays of other dtypes in the carry,
-    such as random keys or counts, go along without a derivative.
-    """
-
-    def init(params: dict, carry: Any) -> Array:
-        state, _, _ = _split_carry(carry)
-        if not state:
-            raise ValueError(
-                f"{layer.name} carries no array of floats: an online rule has nothing to trace."
-            )
-        theta, size = _flat(params, state)[0], sum(leaf[0].size for leaf in state)
-        return jnp.zeros((state[0].shape[0], size, theta.size), theta.dtype)
-
-    def chunk(params: dict, carry: Any, trace: Array, xs: Array, restart: Restart | None):
-        state, others, join = _split_carry(carry)
-        theta, unravel_theta = _flat(params, state)
-        _, unravel_state = ravel_pytree([leaf[0] for leaf in state])
-
-        def apply(s: Array, rest: tuple[Array, Array, list[Array]]):
-            theta, x, others = rest
-            # a batch of one: layers inside may count on a batch axis
-            batch = jax.tree.map(lambda a: a[None], (join(unravel_state(s), others), x))
-            new, y = jax.tree.map(lambda a: a[0], layer.step(unravel_theta(theta), *batch))
-            state, others, _ = _split_carry(new)
-            return ravel_pytree(state)[0], y, others
-
-        one_step = apply
-        if paths == "none":
-            one_step = cut_products(apply)
-        elif paths == "own":
-            one_step = cut_between_units(apply, _units(layer, state))
-
-        def run(theta, s, xs, others, anew):
-            def body(carry, inputs):
-                (s, others), (x, flag) = carry, inputs
-                s = s if anew is None else restarted(flag, anew[1], s)
-                new, y, new_others = one_step(s, (theta, x, others))
-                return (new, new_others), (y, (s, others))
-
-            flags = None if anew is None else anew[0]
-            (last, others), (ys, before) = jax.lax.scan(body, (s, others), (xs, flags))
-            return (last, ys), (others, before)
-
-        def forward(s, xs, others, anew):
-            return jax.vjp(lambda p, s, x: run(p, s, x, others, anew), theta, s, xs, has_aux=True)
-
-        flatten = jax.vmap(lambda state: ravel_pytree(state)[0])
-        anew = (
-            None if restart is None else (restart.flags.T, flatten(_split_carry(restart.first)[0]))
-        )
-        (last, ys), pull, (last_others, before) = jax.vmap(forward, (0, 1, 0, 0), ((0, 1), 0, 0))(
-            flatten(state), xs, others, anew
-        )
-
-        def back(dys: PyTree, store: Store):
-            def sample(pull, eps, dy, before, x):
-                states, others = before
-                dtheta, ds, dx = pull((jnp.zeros_like(states[0]), dy))
-                basis = jnp.eye(states.shape[-1], dtype=states.dtype)
-                zero = jax.tree.map(jnp.zeros_like, dy)
-                m, p, _ = jax.vmap(lambda c: pull((c, zero)))(basis)
-                if spatial:
-
-                    def same_step(s, others, x, d):
-                        return jax.vjp(lambda x: apply(s, (theta, x, others))[1], x)[1](d)[0]
-
-                    dx = jax.vmap(same_step)(states, others, x, dy)
-                return dtheta + ds @ eps, dx, p @ eps + m
-
-            dtheta, dxs, new = jax.vmap(sample, (0, 0, 1, 0, 1), (0, 1, 0))(
-                pull, trace, dys, before, xs
-            )
-            return unravel_theta(dtheta.sum(0)), dxs, *store(new)
-
-        return join(jax.vmap(unravel_state)(last), last_others), ys, back
-
-    return LayerTrace(init, chunk)
-
-
-def _flat(params: dict, state: list[Array]) -> tuple[Array, Callable[[Array], dict]]:
-    """The parameters as one vector, of the dtype of the state where there are none."""
-    theta, unravel = ravel_pytree(params)
-    return (theta, unravel) if theta.size else (theta.astype(state[0].dtype), lambda _: params)
-
-
-def _units(layer: Layer, state: list[Array]) -> np.ndarray:
-    """The unit of each number of a flattened carry: its place in its array."""
-    shapes = {leaf.shape[1:] for leaf in state}
-    if len(shapes) > 1:
-        raise ValueError(
-            f"{layer.name} carries arrays of shapes {sorted(shapes)} a sample: scope='unit' needs "
-            "one number a unit in each; use scope='full' or 'no_h'."
-        )
-    return np.tile(np.arange(math.prod(*shapes)), len(state))
-
-
-def _split_carry(carry: Any) -> tuple[list[Array], list[Array], Callable[[list, list], Any]]:
-    """The arrays of floats in a carry, the other ones, and the way back."""
-    leaves, tree = jax.tree.flatten(carry)
-    floating = [jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in leaves]
-
-    def join(state: list[Array], others: list[Array]) -> Any:
-        floats, rest = iter(state), iter(others)
-        return tree.unflatten([next(floats if is_float else rest) for is_float in floating])
-
-    state = [leaf for leaf, is_float in zip(leaves, floating, strict=True) if is_float]
-    others = [leaf for leaf, is_float in zip(leaves, floating, strict=True) if not is_float]
-    return state, others, join

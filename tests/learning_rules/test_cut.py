@@ -57,10 +57,10 @@ product_and_more.defvjp(
 def test_a_path_beside_the_hidden_product_is_not_cut_by_chance():
     s, w = jnp.ones((2, 3)), jnp.eye(3)
     with pytest.raises(ValueError, match=r"inside `custom_vjp_call`.*use scope='full'"):
-        cut_products(product_and_more)(s, w)
+        cut_products(lambda s, w: (product_and_more(s, w),))(s, w)
 
     def in_a_loop(s, w):
-        return jax.lax.scan(lambda s, _: (s @ w, None), s, None, length=2)[0]
+        return jax.lax.scan(lambda s, _: (s @ w, None), s, None, length=2)
 
     with pytest.raises(ValueError, match=r"inside `scan`"):
         cut_products(in_a_loop)(s, w)

@@ -87,14 +87,12 @@ def test_under_feedback_alignment_a_variant_is_the_rule_with_its_factor(direct):
         run = jax.jit(lambda p: run_sequence(rule, p, images, np.arange(4)[None]).grads)
         return run(parameters(network))
 
-    plain = grads(make(network, losses.cross_entropy, weights))
-    for variant in ("plain", "propagating", "mean", "local"):
+    for variant in ("mean", "local"):
         factor = study.FACTORS.get(variant)
         wanted = grads(make(network, losses.cross_entropy, weights, factor=factor))
         keys = jax.random.clone(draw), jax.random.clone(shuffle)
         got = grads(study._rule(settings, variant, network, *keys))
         assert relative_error(got, wanted) < 1e-6
-        assert (relative_error(got, plain) > 0.01) == (factor is not None)
 
 
 @pytest.mark.parametrize(("errors", "floor"), [("backpropagation", 1), ("feedback_alignment", 0)])

@@ -224,9 +224,8 @@ def other_cells(sizes: Sizes) -> str:
                 for k in (1, chunk, steps)
             },
         }
-        if kind != "gru":  # whose two products of the state leave nothing of use
-            no_h = ostl(network, gradients.loss, scope="no_h")
-            ours[f"spikebit, OSTL, no_h, K = {chunk}"] = gradients.of_rule(no_h, chunk)
+        no_h = ostl(network, gradients.loss, scope="no_h")
+        ours[f"spikebit, OSTL, no_h, K = {chunk}"] = gradients.of_rule(no_h, chunk)
         mine = task._replace(params=parameters(network))
         theirs = braintrace_rules.ways(kind, n, task.xs[:, 0], task.targets[:, 0])
         runs = gradients.runs(gradients.compiled(ours, mine), mine)

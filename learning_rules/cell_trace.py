@@ -85,9 +85,15 @@ def cell_trace(layer: Layer, *, paths: Paths, spatial: bool) -> LayerTrace:
 
         def back(dys: PyTree, store: Store):
             def sample(pull, dy):
-                zero = jax.tree.map(jnp.zeros_like, dy)
-                rows = jax.vmap(lambda c: pull((c, zero)))(form.basis)
-                return pull((jnp.zeros_like(form.basis[0]), dy)), rows
+                # one pass through the chunk for the rows and for the gradient of the chunk itself
+                zero = jax.tree.map(lambda d: jnp.zeros((form.rows, *d.shape), d.dtype), dy)
+                ends = jnp.concatenate([form.basis, jnp.zeros_like(form.basis[:1])])
+                dys = jax.tree.map(lambda z, d: jnp.concatenate([z, d[None]]), zero, dy)
+                all_rows = jax.vmap(lambda *c: pull(c))(ends, dys)
+                return (
+                    jax.tree.map(lambda a: a[-1], all_rows),
+                    jax.tree.map(lambda a: a[:-1], all_rows),
+                )
 
             axes = ((0, 0, 1, 0), 0)
             (dtheta, ds, dxs, dz), (m, p, _, m_z) = jax.vmap(sample, (0, 1), axes)(pull, dys)

@@ -257,7 +257,8 @@ def test_no_step_of_a_chunk_computes_a_derivative_in_the_shape_of_a_kernel(kind,
     state = rule.init(params, xs)
     jaxpr = jax.make_jaxpr(rule.step)(params, state, xs, xs).jaxpr
     largest_kernel = max(leaf.size for leaf in jax.tree.leaves(params))
-    rows = 2 * (n if scope == "full" else 1)  # each with a signal for all products, (4 n,)
+    # each with a signal for all products, (4 n,), and one more for the gradient of the chunk
+    rows = 2 * (n if scope == "full" else 1) + 1
     sizes = list(sizes_in_loops(jaxpr, steps))
     assert sizes
     assert max(sizes) <= max(batch * rows * 4 * n, largest_kernel)

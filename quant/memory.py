@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree, Shaped, UInt32
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree, Shaped, UInt32
 
 from .blocks import BlockFormat
 from .few import RULES
@@ -223,7 +223,7 @@ def _memory(
             codes.append(stored.codes)
             new_units.append(stored.scale)
             lost.append({**stored.lost, "writes": everywhere, "stagnated": ~everywhere})
-        counts = {name: tree.unflatten([_words(at[name]) for at in lost]) for name in COUNTS}
+        counts = {name: tree.unflatten([count(at[name]) for at in lost]) for name in COUNTS}
         like = [jnp.zeros((), p.dtype) for p in leaves]
         return StoredWeights(
             tree.unflatten(codes), _tree(tree, new_units), tree.unflatten(like), counts
@@ -263,7 +263,7 @@ def _memory(
             lost.append({name: at & written for name, at in where.items()})
         counts = {
             name: jax.tree.map(
-                _add, state.lost[name], tree.unflatten([_words(at[name]) for at in lost])
+                add_counts, state.lost[name], tree.unflatten([count(at[name]) for at in lost])
             )
             for name in COUNTS
         }
@@ -288,12 +288,13 @@ def _keep_written(old: Array, scale: Any, new: Stored, written: Array) -> tuple[
     return jnp.where(written, new.codes, old), scale
 
 
-def _words(at: Bool[Array, "..."]) -> UInt32[Array, "2"]:
-    """The number of True as [low, high]."""
+def count(at: Shaped[Array, "..."]) -> UInt32[Array, "2"]:
+    """The number of True as two words [low, high]; of whole numbers, their sum."""
     low = jnp.sum(at, dtype=jnp.uint32)
     return jnp.stack([low, jnp.zeros_like(low)])
 
 
-def _add(a: UInt32[Array, "2"], b: UInt32[Array, "2"]) -> UInt32[Array, "2"]:
+def add_counts(a: UInt32[Array, "2"], b: UInt32[Array, "2"]) -> UInt32[Array, "2"]:
+    """The sum of two counts."""
     low = a[0] + b[0]
     return jnp.stack([low, a[1] + b[1] + (low < b[0]).astype(jnp.uint32)])

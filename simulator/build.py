@@ -44,6 +44,7 @@ from ..quant.training import (
 )
 from . import encoding, surrogate
 from .data import Dataset, Split, load
+from .devices import by_name, memristive
 from .experiment import (
     IMAGE_ENCODERS,
     Data,
@@ -362,6 +363,8 @@ def make_optimizer(settings: Optimizer, updates: int) -> optax.GradientTransform
 
 def make_memory(settings: Memory) -> quant.WeightMemory:
     """Where the weights live."""
+    if settings.device is not None:
+        return _make_devices(settings.device, settings)
     try:
         if settings.master:
             return master_copy(settings.format, settings.rounding)
@@ -377,3 +380,14 @@ def make_memory(settings: Memory) -> quant.WeightMemory:
         return compensated(memory, settings.compensation)
     except ValueError as error:
         raise ValueError(f"memory.compensation = {settings.compensation!r}: {error}") from None
+
+
+def _make_devices(name: str, settings: Memory) -> quant.WeightMemory:
+    try:
+        device = by_name(name)
+    except ValueError as error:
+        raise ValueError(f"memory.device: {error}") from None
+    try:
+        return memristive(device, writing=settings.writing, dt=settings.step_seconds)
+    except ValueError as error:
+        raise ValueError(f"memory.writing: {error}") from None

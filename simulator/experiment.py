@@ -180,12 +180,15 @@ OPTIMIZER_OPTIONS: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class Memory:
-    """Where the weights live: plain float32, or the codes of a number format."""
+    """Where the weights live: plain float32, the codes of a number format, or devices."""
 
     format: str = "float32"
     master: bool = False  # keep float32 weights; the format is that in which they are read
     compensation: str | None = None  # format of what rounding left over, for the next update
     rounding: Literal["nearest_even", "stochastic"] = "nearest_even"
+    device: str | None = None  # a name of `devices.DEVICES`, in place of a format
+    writing: Literal["program", "pulses", "mixed_precision"] | None = None  # None: as fits
+    step_seconds: Annotated[float, Field(gt=0)] = 1.0  # from one update to the next, for devices
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -258,6 +261,7 @@ def _check_network(network: NetworkSettings) -> None:
 
 
 def _check_precision(memory: Memory, optimizer: Optimizer) -> None:
+    _check_device(memory)
     if memory.master and memory.compensation is not None:
         raise ValueError(
             "memory.compensation does not apply to memory.master = true, which loses nothing"
@@ -267,6 +271,17 @@ def _check_precision(memory: Memory, optimizer: Optimizer) -> None:
             f"optimizer.loss_scale_growth = {optimizer.loss_scale_growth} needs "
             "optimizer.loss_scale, such as 32768.0"
         )
+
+
+def _check_device(memory: Memory) -> None:
+    plain = Memory()
+    of_formats = ("format", "master", "compensation", "rounding")
+    of_devices = ("writing", "step_seconds")
+    chosen = "no memory.device" if memory.device is None else f'memory.device = "{memory.device}"'
+    for name in of_devices if memory.device is None else of_formats:
+        value = getattr(memory, name)
+        if value != getattr(plain, name):
+            raise ValueError(f"memory.{name} = {value!r} does not apply to {chosen}: leave it out")
 
 
 def _check_scope(rule: Rule) -> None:

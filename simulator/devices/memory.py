@@ -1,0 +1,229 @@
+"""Weights that live in memristive cells between two training steps.
+
+The contract is `quant.memory.WeightMemory`, so any rule trains on any device. What a cell does is
+its model's, how cells make a weight is `cells.py`'s; here is when which cells are written, the
+clock, and what is counted.
+"""
+
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree, UInt32
+
+from ...quant.memory import COUNTS, WeightMemory, add_counts, count
+from .cells import Arrangement, Pair, Single
+from .device import Device
+
+Writing = Literal["program", "pulses", "mixed_precision"]
+DEVICE_COUNTS = (*COUNTS, "pulses", "refreshed")
+
+
+class DeviceWeights(NamedTuple):
+    """The state of `memristive`: all of it arrays, a leaf of the parameters at a time."""
+
+    cells: PyTree  # state of the device, arrays (*shape, cells)
+    scale: PyTree[Float[Array, ""]]  # weight for one unit of conductance
+    pending: PyTree[Float[Array, "..."]] | None  # what is not written yet [uS]
+    t: Float[Array, ""]  # the time [s]
+    like: PyTree[Float[Array, ""]]  # a 0 for each leaf, in the dtype that is read
+    lost: dict[str, PyTree[UInt32[Array, "2"]]]
+
+
+def memristive(
+    device: Device,
+    cells: Arrangement | None = None,
+    *,
+    writing: Writing | None = None,
+    granularity: float | int | None = None,
+    dt: float | int = 1.0,
+    headroom: float | int = 1.0,
+) -> WeightMemory:
+    r"""Weights in cells of a device: p <- p + u as far as the cells can.
+
+    - "program": every weight with an update is written anew, to its present value plus the update,
+      with the noise of programming.
+    - "pulses": an update becomes a whole number of pulses, rounded stochastically, so that its mean
+      is the update for small steps.
+    - "mixed_precision": updates are summed in float32, and what amounts to whole steps is taken out
+      of the sum and written: pulses, or for a device without them programming.
+
+    The range of the cells is that of $\pm$ `headroom` max|p| at `init`, a leaf at a time. Time
+    goes on by dt at each update; `at(state, t)` sets the clock, to see what drift does to weights
+    that nobody writes. `read` reads at that time: with a key as an instrument would, with the noise
+    of a read, without one as the cells are. The clock is float32: a dt below 6e-8 of it is lost.
+
+    Counts in `state.lost`, see `quant.memory.losses`: as there, with `pulses` given and weights
+    `refreshed`; `saturated` are weights that should be written beyond the range.
+
+    Args:
+        device: the kind of cells.
+        cells: how they make a weight; None: `Single` for cells of both signs, else `Pair`.
+        writing: see above; None: "mixed_precision" for a device with pulses, else "program".
+        granularity: change that counts as one step [uS]; None: that of the device's pulse, or a
+            fiftieth of its range.
+        dt: time from update to update [s].
+        headroom: how far beyond the first max|p| the range reaches.
+
+    Raises:
+        ValueError: a way of writing that the device has not, or a setting out of range.
+
+    References:
+        Nandakumar et al., Mixed-precision deep learning based on computational memory,
+        arXiv:2001.11773.
+    """
+    who = f"memristive({device.name})"
+    layout: Arrangement = cells or (Single() if device.g_min < 0 else Pair())
+    if writing is None:
+        writing = "program" if device.pulse is None else "mixed_precision"
+    _check(who, device, writing, granularity, dt, headroom)
+    span = layout.span(device)
+    grain = granularity or device.step or span / 50
+
+    def init(params: PyTree, key: PRNGKeyArray) -> DeviceWeights:
+        leaves, tree = jax.tree.flatten(params)
+        states, scales, lost = [], [], []
+        for p, own in zip(leaves, _keys(key, leaves), strict=True):
+            if not jnp.issubdtype(p.dtype, jnp.floating):
+                raise ValueError(f"{who}.init: a parameter is {p.dtype}; weights are floats.")
+            for_cells, for_writing = jax.random.split(own)
+            w = p.astype(jnp.float32)
+            reach = jnp.max(jnp.abs(w), initial=0) * headroom
+            scale = jnp.where(reach > 0, reach, 1) / span
+            state = device.init((*w.shape, layout.cells), for_cells, 0.0)
+            states.append(first(state, w / scale, for_writing))
+            scales.append(scale)
+            none = jnp.zeros(w.shape, bool)
+            lost.append(
+                {**dict.fromkeys(DEVICE_COUNTS, none), "writes": ~none, "nan": jnp.isnan(w)}
+            )
+        counts = {k: tree.unflatten([count(at[k]) for at in lost]) for k in DEVICE_COUNTS}
+        zeros = [jnp.zeros(p.shape, jnp.float32) for p in leaves]
+        return DeviceWeights(
+            tree.unflatten(states),
+            tree.unflatten(scales),
+            tree.unflatten(zeros) if writing == "mixed_precision" else None,
+            jnp.zeros((), jnp.float32),
+            tree.unflatten([jnp.zeros((), p.dtype) for p in leaves]),
+            counts,
+        )
+
+    def first(state: Any, w: Array, key: PRNGKeyArray) -> Any:
+        """The first weights, written as well as the device can."""
+        if device.program is not None:
+            return device.program(state, layout.targets(device, w), key, 0.0)
+        counts = jnp.round(w / grain).astype(jnp.int32)
+        return layout.pulse(device, state, counts, key, 0.0)[0]
+
+    def read(state: DeviceWeights, key: PRNGKeyArray | None = None) -> PyTree:
+        scales, tree = jax.tree.flatten(state.scale)
+        parts = zip(
+            tree.flatten_up_to(state.cells), scales, jax.tree.leaves(state.like), strict=True
+        )
+        keys = _keys(key, scales)
+        return tree.unflatten(
+            [
+                (scale * layout.decode(device.read(c, k, state.t))).astype(like.dtype)
+                for (c, scale, like), k in zip(parts, keys, strict=True)
+            ]
+        )
+
+    def update(state: DeviceWeights, updates: PyTree, key: PRNGKeyArray) -> DeviceWeights:
+        scales, tree = jax.tree.flatten(state.scale)
+        steps = tree.flatten_up_to(updates)
+        t = state.t + dt
+        states, pending, lost = [], [], []
+        waiting: list[Any] = [None] * len(scales)
+        if state.pending is not None:
+            waiting = tree.flatten_up_to(state.pending)
+        for c, scale, u, chi, k in zip(
+            tree.flatten_up_to(state.cells), scales, steps, waiting, _keys(key, scales), strict=True
+        ):
+            nan = jnp.isnan(u)
+            u = jnp.where(nan, 0, u).astype(jnp.float32) / scale
+            for_rounding, for_cells = jax.random.split(k)
+            before = layout.decode(device.read(c, None, t))
+            whole, chi = _amount(u, chi, grain, for_rounding)
+            if device.program is not None and (writing == "program" or device.pulse is None):
+                wanted = before + (u if writing == "program" else whole * grain)
+                written = (wanted != before) & ~nan
+                held = jnp.where(written, jnp.clip(wanted, -span, span), jnp.nan)
+                c = device.program(c, layout.targets(device, held), for_cells, t)
+                saturated, pulses = jnp.abs(wanted) > span, jnp.zeros_like(whole)
+                refreshed = jnp.zeros(u.shape, bool)
+            else:
+                written = whole != 0
+                c, refreshed = layout.pulse(device, c, whole.astype(jnp.int32), for_cells, t)
+                saturated, pulses = jnp.abs(before + whole * grain) > span, jnp.abs(whole)
+            after = layout.decode(device.read(c, None, t))
+            lost.append(
+                {
+                    "writes": written,
+                    "saturated": saturated & written,
+                    "underflowed": jnp.zeros(u.shape, bool),
+                    "stagnated": (u != 0) & (after == before),
+                    "nan": nan,
+                    "pulses": pulses,
+                    "refreshed": refreshed,
+                }
+            )
+            states.append(c)
+            pending.append(chi)
+        counts = {
+            k: jax.tree.map(add_counts, state.lost[k], tree.unflatten([count(a[k]) for a in lost]))
+            for k in DEVICE_COUNTS
+        }
+        return state._replace(
+            cells=tree.unflatten(states),
+            pending=None if state.pending is None else tree.unflatten(pending),
+            t=t,
+            lost=counts,
+        )
+
+    return WeightMemory(init, read, update)
+
+
+def at(state: DeviceWeights, t: float | Float[Array, ""]) -> DeviceWeights:
+    """The same cells, the clock at t [s]; reads are then at that time."""
+    return state._replace(t=jnp.asarray(t, jnp.float32))
+
+
+def _amount(
+    u: Array, pending: Array | None, grain: float, key: PRNGKeyArray
+) -> tuple[Array, Array | None]:
+    """How many steps to write, a whole number for each weight, and what is left for later."""
+    if pending is not None:
+        total = u + pending
+        whole = jnp.trunc(total / grain)
+        return whole, total - whole * grain
+    below = jnp.floor(u / grain)
+    up = jax.random.uniform(key, u.shape) < u / grain - below
+    return below + up.astype(below.dtype), pending
+
+
+def _keys(key: PRNGKeyArray | None, leaves: list) -> list[Any]:
+    return [None] * len(leaves) if key is None else list(jax.random.split(key, len(leaves)))
+
+
+def _check(
+    who: str,
+    device: Device,
+    writing: str,
+    granularity: float | int | None,
+    dt: float | int,
+    headroom: float | int,
+) -> None:
+    ways: dict[str, Callable | None] = {
+        "program": device.program,
+        "pulses": device.pulse,
+        "mixed_precision": device.pulse or device.program,
+    }
+    if writing not in ways:
+        raise ValueError(f"{who}: writing is {writing!r}; choose one of {', '.join(ways)}.")
+    if ways[writing] is None:
+        fitting = ", ".join(repr(k) for k, way in ways.items() if way is not None)
+        raise ValueError(f"{who}: this device cannot do writing={writing!r}; it can do {fitting}.")
+    for name, value in (("granularity", granularity), ("dt", dt), ("headroom", headroom)):
+        if value is not None and not value > 0:
+            raise ValueError(f"{who}: {name} is {value}; it must be above 0.")

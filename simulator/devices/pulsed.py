@@ -1,0 +1,252 @@
+r"""Cells that take pulses up and down: ReRAM, ECRAM, capacitors, and idealised ones.
+
+A pulse moves a cell by its own step, which may depend on where the cell is; cells differ in their
+steps and bounds, and no two pulses are alike. Here are the shapes of the step and what cells are
+drawn from; published settings are in `presets.py`. These cells hold a signed weight without a unit
+and stay where they are between pulses.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from .device import Cells, Counts, Device, Key, check_counts, check_time
+
+_LEAST = 0.05  # of a bound is left to the cells at the end of its spread
+
+
+class PulsedState(NamedTuple):
+    """Cells and what makes each of them different."""
+
+    w: Float[Array, "*cells"]  # hidden weight, reference included
+    shown: Float[Array, "*cells"]  # what a read sees: w with the noise of the last write
+    high: Float[Array, "*cells"]  # bounds of w
+    low: Float[Array, "*cells"]
+    up: Float[Array, "*cells"]  # step of one pulse, at the place where the shape is 1
+    down: Float[Array, "*cells"]
+    slope_up: Float[Array, "*cells"]  # of the linear shape, relative to the step
+    slope_down: Float[Array, "*cells"]
+    reference: Float[Array, "*cells"]  # taken off w by a read
+    written: Float[Array, "*cells"]  # time of the last pulse [s]
+
+
+Up = Bool[Array, "*cells"]
+Shape = Callable[[PulsedState, Cells, Up], Cells]
+"""`shape(state, w, up)`: the size of the step at w as a share of the cell's step; up is a bool."""
+
+
+class Variation(NamedTuple):
+    """How cells differ from each other (drawn once) and a pulse from the next; relative spreads.
+
+    Attributes:
+        step: of the step, cell to cell.
+        high: of the upper bound, cell to cell.
+        low: of the lower bound, cell to cell.
+        asymmetry: of the difference between up and down, cell to cell, in steps.
+        slope: of the slope of a linear shape, cell to cell.
+        pulse: of the step, pulse to pulse.
+        write: of what a read sees after a write, in steps.
+        log_normal: whether steps are drawn log-normal, so that none is negative.
+    """
+
+    step: float = 0.3
+    high: float = 0.3
+    low: float = 0.3
+    asymmetry: float = 0.01
+    slope: float = 0.0
+    pulse: float = 0.3
+    write: float = 0.0
+    log_normal: bool = False
+
+
+SPREAD = Variation()
+"""Cells as the first specification for training has them."""
+NONE = Variation(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
+"""All cells and all pulses alike."""
+
+
+def constant(state: PulsedState, w: Cells, up: Up) -> Cells:
+    """The same step everywhere."""
+    del state, up
+    return jnp.ones_like(w)
+
+
+def linear(state: PulsedState, w: Cells, up: Up) -> Cells:
+    """A step that changes linearly with w, by its own slope up and down; may turn round."""
+    return 1 + jnp.where(up, -state.slope_up, state.slope_down) * w
+
+
+def soft_bounds(state: PulsedState, w: Cells, up: Up) -> Cells:
+    """A step that shrinks in proportion to the distance from the bound it heads for."""
+    return jnp.where(up, 1 - w / state.high, 1 - w / state.low)
+
+
+def exponential(
+    a: float, b: float, gamma: tuple[float, float], amplitude: tuple[float, float]
+) -> Shape:
+    """Steps 1 - A exp(±gamma z) of z = 2 a w / (high - low) + b, no less than 0; (up, down)."""
+
+    def at(state: PulsedState, w: Cells, up: Up) -> Cells:
+        z = 2 * w * a / (state.high - state.low) + b
+        rise = 1 - amplitude[0] * jnp.exp(gamma[0] * z)
+        fall = 1 - amplitude[1] * jnp.exp(-gamma[1] * z)
+        return jnp.maximum(jnp.where(up, rise, fall), 0)
+
+    return at
+
+
+def power(gamma: float) -> Shape:
+    """The share of the range that is left, to a power."""
+
+    def at(state: PulsedState, w: Cells, up: Up) -> Cells:
+        left = (state.high - w) / (state.high - state.low)
+        return jnp.where(up, left, 1 - left) ** gamma
+
+    return at
+
+
+def piecewise(up_nodes: Array, down_nodes: Array) -> Shape:
+    """Values at equidistant nodes from the lower bound to the upper, linear between them."""
+
+    def at(state: PulsedState, w: Cells, up: Up) -> Cells:
+        place = (w - state.low) / (state.high - state.low)
+
+        def between(nodes: Array) -> Cells:
+            return jnp.interp(place, jnp.linspace(0, 1, len(nodes)), nodes)
+
+        return jnp.where(up, between(jnp.asarray(up_nodes)), between(jnp.asarray(down_nodes)))
+
+    return at
+
+
+def pulsed(
+    shape: Shape = constant,
+    *,
+    step: float | int = 0.002,
+    low: float | int = -1.0,
+    high: float | int = 1.0,
+    asymmetry: float | int = 0.0,
+    slopes: tuple[float, float] = (0.0, 0.0),
+    reference: float | int | None = None,
+    reference_std: float | int = 0.0,
+    additive: bool = False,
+    variation: Variation = SPREAD,
+    name: str = "pulsed",
+) -> Device:
+    r"""Cells that a pulse moves by $\pm \Delta f(w) (1 + \sigma \xi)$, kept within their bounds.
+
+    Args:
+        shape: f, how the step depends on the weight.
+        step: mean step of the cells.
+        low: mean lower bound of w.
+        high: mean upper bound of w.
+        asymmetry: how much larger steps up are than steps down, relative; negative: smaller.
+        slopes: of the linear shape, up and down, relative to the range up to each bound.
+        reference: what a read takes off w: a number; None for each cell's own symmetry point, where
+            a step up and one down are of one size.
+        reference_std: spread of the reference, cell to cell.
+        additive: the noise of a pulse is one of the whole step; else of its size at w.
+        variation: how cells and pulses differ.
+        name: for messages.
+
+    Raises:
+        ValueError: a step or bounds that are no range.
+
+    References:
+        Gokmen and Vlasov, Acceleration of deep neural network training with resistive cross-point
+        devices, Frontiers in Neuroscience 10:333 (2016).
+    """
+    if not (step > 0 and low < high):
+        raise ValueError(
+            f"{name}(step={step}, low={low}, high={high}): needs a step above 0 and low < high."
+        )
+    v = variation
+
+    def init(shape_: tuple[int, ...], key: Key, t: Any = 0.0) -> PulsedState:
+        draws = jax.random.normal(key, (7, *shape_), jnp.float32)
+        gain = jnp.exp(v.step * draws[0]) if v.log_normal else 1 + v.step * draws[0]
+        skew = v.asymmetry * draws[1]
+        up = jnp.abs(min(asymmetry, 0) + gain + skew) * step
+        down = jnp.abs(-max(asymmetry, 0) + gain - skew) * step
+        top = high * jnp.maximum(1 + v.high * draws[2], _LEAST)
+        bottom = low * jnp.maximum(1 + v.low * draws[3], _LEAST)
+        zero = jnp.zeros_like(up)
+        state = PulsedState(
+            w=zero,
+            shown=zero,
+            high=top,
+            low=bottom,
+            up=up,
+            down=down,
+            slope_up=jnp.abs(slopes[0] + v.slope * draws[4]) / high,
+            slope_down=jnp.abs(slopes[1] + v.slope * draws[5]) / -low,
+            reference=zero,
+            written=jnp.full_like(zero, t),
+        )
+        middle = symmetry_point(state) if reference is None else jnp.full_like(zero, reference)
+        middle = middle + reference_std * draws[6]
+        # cells begin where a read sees 0, if they can be there
+        start = jnp.clip(middle, bottom, top)
+        return state._replace(w=start, shown=start, reference=middle)
+
+    def pulse(state: PulsedState, counts: Counts, key: Key, t: Any) -> PulsedState:
+        check_counts(name, counts)
+        check_time(name, "pulse", t, state.written)
+        for_steps, for_write = jax.random.split(key)
+        up = counts > 0
+
+        def one(i: Array, w: Cells) -> Cells:
+            xi = jax.random.normal(jax.random.fold_in(for_steps, i), w.shape, w.dtype)
+            size = jnp.where(up, state.up, state.down)
+            move = size * shape(state, w, up)
+            move = move + v.pulse * xi * (size if additive else move)
+            new = jnp.clip(w + jnp.where(up, move, -move), state.low, state.high)
+            return jnp.where(i < jnp.abs(counts), new, w)
+
+        w = jax.lax.fori_loop(0, jnp.max(jnp.abs(counts), initial=0), one, state.w)
+        touched = counts != 0
+        seen = w
+        if v.write:
+            seen = w + v.write * step * jax.random.normal(for_write, w.shape, w.dtype)
+        return state._replace(
+            w=w,
+            shown=jnp.where(touched, seen, state.shown),
+            written=jnp.where(touched, t, state.written),
+        )
+
+    def read(state: PulsedState, key: Key | None, t: Any) -> Cells:
+        del key
+        check_time(name, "read", t, state.written)
+        return state.shown - state.reference
+
+    return Device(name, float(low), float(high), init, read, None, pulse, float(step))
+
+
+def symmetry_point(state: PulsedState) -> Cells:
+    """Where a step up and a step down of soft bounds are of one size."""
+    return (state.up - state.down) / (state.up / state.high - state.down / state.low)
+
+
+def soft_bounds_moments(
+    w: Any, step: Any, bound: Any, pulses: int, noise: float, *, additive: bool
+) -> tuple[Any, Any]:
+    """Mean and variance of w after a number of pulses towards a bound, without being clipped.
+
+    Args:
+        w: where the cell was.
+        step: of one pulse at w = 0, towards the bound.
+        bound: with its sign.
+        pulses: how many.
+        noise: relative spread of a pulse.
+        additive: as in `pulsed`.
+    """
+    share = step / jnp.abs(bound)
+    keep, distance = 1 - share, bound - w
+    mean = bound - distance * keep**pulses
+    if additive:
+        return mean, (noise * step) ** 2 * (1 - keep ** (2 * pulses)) / (1 - keep**2)
+    second = (keep**2 + (noise * share) ** 2) ** pulses
+    return mean, distance**2 * (second - keep ** (2 * pulses))

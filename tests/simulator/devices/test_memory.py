@@ -1,0 +1,171 @@
+"""Weights in memristive cells: the contract, the pair, what is written when, what is counted."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from spikebit.quant.memory import losses
+from spikebit.simulator.devices import Pair, Single, at, by_name, memristive, pcm, pulsed, set_pcm
+from spikebit.simulator.devices.pulsed import NONE
+from spikebit.simulator.devices.set_pulses import SetPCMParameters
+
+EXACT = pcm(programming_noise=0, drift=0, read_noise=0)
+IDEAL = pulsed(step=0.01, reference=0.0, variation=NONE)
+pytestmark = pytest.mark.usefixtures("compile_quickly")
+PARAMS = {"w": jnp.array([[0.5, -0.25], [0.0, 0.125]]), "b": jnp.array([1.0, -2.0])}
+
+
+def key(seed=0):
+    return jax.random.key(seed)
+
+
+def assert_same(a, b, **tolerance):
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, **tolerance), a, b)
+
+
+def test_exact_cells_are_float32_up_to_rounding():
+    memory = memristive(EXACT)
+    state = memory.init(PARAMS, key())
+    assert_same(memory.read(state, key()), PARAMS, rtol=1e-6)
+    updates = {"w": jnp.array([[-0.3, 0.0], [0.1, 0.2]]), "b": jnp.array([-0.5, 0.5])}
+    state = jax.jit(memory.update)(state, updates, key())
+    assert_same(
+        memory.read(state, key()), optax.apply_updates(PARAMS, updates), rtol=2e-6, atol=1e-7
+    )
+    counts = losses(state)
+    assert counts["w"]["writes"] == 4 + 3
+    assert counts["b"]["saturated"] == 0
+
+
+def test_zeros_and_dtypes_come_back():
+    params = {"a": jnp.zeros(3), "b": jnp.array([0.5, -1.0], jnp.bfloat16)}
+    for device in (EXACT, IDEAL):
+        memory = memristive(device)
+        read = memory.read(memory.init(params, key()))
+        assert_same(read, params, atol=0.01)
+        assert {k: v.dtype for k, v in read.items()} == {k: v.dtype for k, v in params.items()}
+
+
+def test_swapping_the_cells_of_a_pair_turns_the_weight_round():
+    state = memristive(pcm()).init(PARAMS, key())
+    memory = memristive(pcm())
+    swapped = state._replace(cells=jax.tree.map(lambda a: a[..., ::-1], state.cells))
+    read, turned = memory.read(state), memory.read(swapped)
+    jax.tree.map(lambda x, y: np.testing.assert_array_equal(x, -y), read, turned)
+
+
+def test_programming_noise_is_that_of_both_cells():
+    weights = {"w": jnp.full(50_000, 0.5).at[0].set(1.0)}
+    memory = memristive(pcm(drift=0))
+    error = np.asarray(memory.read(memory.init(weights, key()))["w"], float)[1:] - 0.5
+    used = 0.26348 + 1.9650 * 0.5 - 1.1731 * 0.25
+    idle = 0.26348**2 * (0.5 - 0.5 / np.pi)  # of N(0, s) cut at 0
+    expected = np.sqrt(used**2 + idle) / 25
+    assert error.std() == pytest.approx(expected, rel=4 / np.sqrt(2 * 50_000))
+    bias = -0.26348 / np.sqrt(2 * np.pi) / 25
+    assert abs(error.mean() - bias) < 4 * expected / np.sqrt(50_000)
+
+
+def test_time_goes_on_and_weights_drift():
+    memory = memristive(pcm(programming_noise=0, read_noise=0), dt=60.0)
+    state = memory.init(PARAMS, key())
+    nothing = jax.tree.map(jnp.zeros_like, PARAMS)
+    for _ in range(3):
+        state = memory.update(state, nothing, key())
+    assert float(state.t) == 180.0
+    year = memory.read(at(state, 3.15e7))
+    shrunk = np.abs(np.asarray(year["b"])) / np.abs(np.asarray(PARAMS["b"]))
+    nu = np.asarray(state.cells["b"].nu)[[0, 1], [0, 1]]  # of G+ of 1, and of G- of -2
+    np.testing.assert_allclose(shrunk, (3.15e7 / 20 + 1) ** -nu, rtol=1e-4)
+    written = memory.update(at(state, 3.15e7), {"w": nothing["w"], "b": jnp.ones(2)}, key())
+    assert_same(memory.read(written)["b"], year["b"] + 1, rtol=1e-4)  # from what was there
+
+
+def test_mixed_precision_loses_nothing_but_what_waits():
+    """All pulses times their step and what is pending are the sum of the updates."""
+    memory = memristive(IDEAL, headroom=2.0)
+    state = memory.init(PARAMS, key())
+    start, total = memory.read(state), jax.tree.map(jnp.zeros_like, PARAMS)
+    step = jax.jit(memory.update)
+    for i in range(30):
+        updates = jax.tree.map(lambda p, i=i: 0.004 * jax.random.normal(key(i), p.shape), PARAMS)
+        total = jax.tree.map(jnp.add, total, updates)
+        state = step(state, updates, key(i))
+    moved = jax.tree.map(jnp.subtract, memory.read(state), start)
+    waiting = jax.tree.map(lambda s, chi: s * chi, state.scale, state.pending)
+    assert_same(jax.tree.map(jnp.add, moved, waiting), total, atol=2e-6)
+    for leaf in jax.tree.leaves(state.pending):
+        assert np.abs(np.asarray(leaf)).max() < 0.01
+    assert losses(state)["w"]["pulses"] > 0
+    assert losses(state)["w"]["stagnated"] > 0  # most updates wait
+
+
+def test_stochastic_pulses_are_the_update_on_average():
+    n = 40_000
+    memory = memristive(IDEAL, writing="pulses")
+    state = memory.init({"w": jnp.zeros(n).at[0].set(1.0)}, key())
+    new = memory.update(state, {"w": jnp.full(n, 0.0137).at[0].set(0)}, key(3))
+    moved = np.asarray(memory.read(new)["w"], float)[1:]
+    np.testing.assert_allclose(np.unique(np.round(moved, 5)), [0.01, 0.02])
+    assert abs(moved.mean() - 0.0137) < 4 * moved.std() / np.sqrt(n)
+
+
+def test_a_pair_of_set_cells_goes_down_by_the_other_cell_and_is_refreshed():
+    device = set_pcm(SetPCMParameters(), noise=0)
+    up, down = jnp.array([3, 0]), jnp.array([0, -3])
+    state = device.init((2, 2), key(), 0.0)
+    for counts in (up, down):
+        state, due = Pair().pulse(device, state, counts, key(), 1.0)
+    assert not np.asarray(due).any()
+    w = np.asarray(Pair().decode(state.g))
+    assert w[0] == pytest.approx(-w[1])
+    full = state._replace(g=jnp.array([[10.0, 9.0], [10.0, 2.0]]))
+    new, due = Pair().pulse(device, full, jnp.array([0, 0]), key(), 1.0)
+    assert np.asarray(due).tolist() == [True, False]
+    assert (np.asarray(new.g[1]) == np.asarray(full.g[1])).all()
+    assert new.g[0, 1] == pytest.approx(0.1)  # RESET, and nothing written to it
+    assert 1.0 < float(new.g[0, 0]) < 10
+
+
+def test_what_cannot_be_held_is_counted():
+    memory = memristive(EXACT)
+    state = memory.init(PARAMS, key())
+    updates = {"w": jnp.array([[5.0, 0.0], [jnp.nan, 0.0]]), "b": jnp.zeros(2)}
+    state = memory.update(state, updates, key())
+    counts = losses(state)["w"]
+    assert (counts["saturated"], counts["nan"]) == (1, 1)
+    read = memory.read(state)["w"]
+    assert read[0, 0] == pytest.approx(0.5)  # max |p| at init
+    assert read[1, 0] == 0
+
+
+@pytest.mark.parametrize("device", [pcm(), set_pcm(), by_name("reram_sb"), IDEAL])
+def test_a_state_has_one_structure_and_many_instances(device):
+    memory = memristive(device)
+    first, second, third = jax.random.split(key(), (3, 3))
+    states = jax.vmap(lambda k: memory.init(PARAMS, k))(first)
+    updates = jax.tree.map(lambda p: 0.1 * p, PARAMS)
+    new = jax.jit(jax.vmap(lambda s, k: memory.update(s, updates, k)))(states, second)
+    assert jax.tree.structure(new) == jax.tree.structure(states)
+    alike = jax.tree.map(lambda a, b: a.shape == b.shape and a.dtype == b.dtype, new, states)
+    assert all(jax.tree.leaves(alike))
+    read = jax.vmap(memory.read)(new, third)["b"]
+    assert np.isfinite(np.asarray(read)).all()
+    assert len(np.unique(np.asarray(read)[:, 0])) == (1 if device is IDEAL else 3)
+
+
+def test_what_is_refused():
+    with pytest.raises(
+        ValueError, match=r"this device cannot do writing='pulses'; it can do 'prog"
+    ):
+        memristive(pcm(), writing="pulses")
+    with pytest.raises(ValueError, match=r"cannot do writing='program'"):
+        memristive(set_pcm(), writing="program")
+    with pytest.raises(ValueError, match=r"dt is 0; it must be above 0"):
+        memristive(pcm(), dt=0)
+    with pytest.raises(ValueError, match=r"A single cell of pcm holds 0 to 25 uS.*take Pair"):
+        memristive(pcm(), Single())
+    with pytest.raises(ValueError, match=r"a parameter is int32; weights are floats"):
+        memristive(pcm()).init({"w": jnp.ones(2, int)}, key())

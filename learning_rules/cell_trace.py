@@ -17,9 +17,9 @@ from jaxtyping import Array, PyTree
 
 from .cut import cut_between_units, cut_products
 from .restart import Restart, restarted
-from .sites import Labels, Program, program
+from .sites import Labels, Program, by_unit, program
 from .stack import Layer
-from .traces import LayerTrace, Paths, Store, roll_dense, roll_samples
+from .traces import LayerTrace, Paths, Store, pull_with_rows, roll_dense, roll_samples
 from .unroll import recurrent_gradient
 
 
@@ -43,57 +43,60 @@ def cell_trace(layer: Layer, *, paths: Paths, spatial: bool) -> LayerTrace:
     """
 
     def init(params: dict, carry: Any, x: Any) -> CellTrace:
-        state, _, _ = _split_carry(carry)
+        state, others, _ = _split_carry(carry)
         if not state:
             raise ValueError(
                 f"{layer.name} carries no array of floats: an online rule has nothing to trace."
             )
-        return _form(layer, paths, params, carry, x).empty(len(state[0]))
+        _check_batch(layer, state, others, x.shape[0])
+        return _form(layer, paths, params, carry, x).empty(x.shape[0])
 
     def chunk(params: dict, carry: Any, trace: CellTrace, xs: Array, restart: Restart | None):
         form = _form(layer, paths, params, carry, xs[0])
         leaves, tree = jax.tree.flatten(params)
         theta = [leaves[i] for i in form.program.others]
         state, others, join = _split_carry(carry)
+        of_sample = [0 if leaf.ndim else None for leaf in others]
 
-        def run(theta, s, xs, shifts, others, anew):
+        def begin(carry, first, flag):
+            s, others = carry
+            if first is None:
+                return s, others
+            parts = zip(of_sample, first[1], others, strict=True)
+            # what has no batch axis, such as a clock, goes on
+            anew = [new if axis is None else restarted(flag, old, new) for axis, old, new in parts]
+            return restarted(flag, first[0], s), anew
+
+        def run(theta, s, xs, shifts, others, flags, first):
             def body(carry, inputs):
-                (s, others), (x, shifts, flag) = carry, inputs
-                s = s if anew is None else restarted(flag, anew[1], s)
+                x, shifts, flag = inputs
+                s, others = begin(carry, first, flag)
                 new, y, (new_others, sources) = form.step(s, (theta, x, others, shifts))
                 return (new, new_others), (y, (s, others, sources))
 
-            flags = None if anew is None else anew[0]
             (last, others), (ys, kept) = jax.lax.scan(body, (s, others), (xs, shifts, flags))
             return (last, ys), (others, *kept)
 
-        def forward(s, xs, others, anew):
+        def forward(s, xs, others, flags, first):
             def of(theta, s, xs, shifts):
-                return run(theta, s, xs, shifts, others, anew)
+                return run(theta, s, xs, shifts, others, flags, first)
 
-            shifts = form.no_shifts(len(xs))
-            return jax.vjp(of, theta, s, xs, shifts, has_aux=True)
+            return jax.vjp(of, theta, s, xs, form.no_shifts(len(xs)), has_aux=True)
 
         flatten = jax.vmap(form.flatten)
-        first = None if restart is None else flatten(_split_carry(restart.first)[0])
-        anew = None if restart is None else (restart.flags.T, first)
+        flags: Any = None
+        first = axes = flags
+        if restart is not None:
+            begins = _split_carry(restart.first)
+            flags, first, axes = restart.flags, (flatten(begins[0]), begins[1]), (0, of_sample)
         # each sample on its own, batched, so that every row is one sample's
-        (last, ys), pull, kept = jax.vmap(forward, (0, 1, 0, 0), ((0, 1), 0, 0))(
-            flatten(state), xs, others, anew
-        )
-        last_others, before, others_before, sources = kept
+        (last, ys), pull, (last_others, before, others_before, sources) = jax.vmap(
+            forward, (0, 1, of_sample, 1, axes), ((0, 1), 0, (of_sample, 0, of_sample, 0))
+        )(flatten(state), xs, others, flags, first)
 
         def back(dys: PyTree, store: Store):
             def sample(pull, dy):
-                # one pass through the chunk for the rows and for the gradient of the chunk itself
-                zero = jax.tree.map(lambda d: jnp.zeros((form.rows, *d.shape), d.dtype), dy)
-                ends = jnp.concatenate([form.basis, jnp.zeros_like(form.basis[:1])])
-                dys = jax.tree.map(lambda z, d: jnp.concatenate([z, d[None]]), zero, dy)
-                all_rows = jax.vmap(lambda *c: pull(c))(ends, dys)
-                return (
-                    jax.tree.map(lambda a: a[-1], all_rows),
-                    jax.tree.map(lambda a: a[:-1], all_rows),
-                )
+                return pull_with_rows(pull, form.basis, dy)
 
             axes = ((0, 0, 1, 0), 0)
             (dtheta, ds, dxs, dz), (m, p, _, m_z) = jax.vmap(sample, (0, 1), axes)(pull, dys)
@@ -105,19 +108,23 @@ def cell_trace(layer: Layer, *, paths: Paths, spatial: bool) -> LayerTrace:
 
                     return jax.vjp(output, x)[1](dy)[0]
 
-                dxs = jax.vmap(jax.vmap(same_step), (0, 0, 1, 1), 1)(before, others_before, xs, dys)
+                over_time = jax.vmap(same_step)
+                dxs = jax.vmap(over_time, (0, of_sample, 1, 1), 1)(before, others_before, xs, dys)
             kernels, gradients = [], []
             for i, eps in enumerate(trace.kernels):
-                u = jnp.moveaxis(sources[i], 1, 0)
-                carried, new = form.roll(i, ds, p, jnp.moveaxis(m_z[i], 0, 2), u, eps)
+                # in the dtype of the trace, which is the wider one of the state's and the kernel's
+                u, rows, dz_i = (a.astype(eps.dtype) for a in (sources[i], m_z[i], dz[i]))
+                u = jnp.moveaxis(u, 1, 0)
+                carried, new = form.roll(i, ds, p, jnp.moveaxis(rows, 0, 2), u, eps)
                 kernels.append(new)
-                gradients.append(
-                    carried + recurrent_gradient(carried, u, jnp.moveaxis(dz[i], 1, 0))
-                )
+                inside = recurrent_gradient(carried, u, jnp.moveaxis(dz_i, 1, 0))
+                gradients.append(carried + inside)
             rolled = [form.roll_other(ds, p, *e) for e in zip(m, trace.others, strict=True)]
             of_others = [d.sum(0) + c for d, (c, _) in zip(dtheta, rolled, strict=True)]
-            grads = tree.unflatten(form.program.gradients(gradients, of_others))
-            return grads, dxs, *store(CellTrace(tuple(kernels), tuple(new for _, new in rolled)))
+            grads = form.program.gradients(gradients, of_others)
+            grads = [g.astype(leaf.dtype) for g, leaf in zip(grads, leaves, strict=True)]
+            new = CellTrace(tuple(kernels), tuple(new for _, new in rolled))
+            return tree.unflatten(grads), dxs, *store(new)
 
         return join(jax.vmap(form.unflatten)(last), last_others), ys, back
 
@@ -171,7 +178,8 @@ class _Dense:
         )
 
     def _with(self, dtype: Any) -> Any:
-        return jnp.promote_types(self.dtype, dtype)
+        with jax.numpy_dtype_promotion("standard"):
+            return jnp.promote_types(self.dtype, dtype)
 
     def roll(
         self, source: int, ds: Array, p: Array, dz: Array, u: Array, eps: Array
@@ -186,12 +194,12 @@ class _Dense:
             u: of each step (K, B, nu).
             eps: the trace so far.
         """
+        del source
         return roll_dense(ds, jnp.moveaxis(p, 1, 0), dz, u, eps)
 
-    def roll_other(
-        self, ds: Array, p: Array, m: Array, eps: Array | None
-    ) -> tuple[Array, Array | None]:
+    def roll_other(self, ds: Array, p: Array, m: Array, eps: Any) -> tuple[Array, Array | None]:
         """`roll` for a parameter whose d state out / d parameter inside the chunk is m."""
+        ds, p, m = (a.astype(eps.dtype) for a in (ds, p, m))
         carried = jnp.einsum("bs,bs...->...", ds, eps)
         return carried, jnp.einsum("brs,bs...->br...", p, eps) + m
 
@@ -234,14 +242,11 @@ class _ElementWise(_Dense):
             ),
             tuple(
                 jnp.zeros((batch, self.rows, a.size), self._with(a.dtype))
-                if self._reaches(a)
+                if by_unit(a.shape, self.n)
                 else None
                 for a in others
             ),
         )
-
-    def _reaches(self, parameter: Any) -> bool:
-        return parameter.ndim == 1 and parameter.size % self.n == 0
 
     def roll(self, source, ds, p, dz, u, eps):
         columns = np.maximum(self.program.sources[source].columns, 0)  # else the trace stays 0
@@ -252,22 +257,21 @@ class _ElementWise(_Dense):
         if eps is None:
             return jnp.zeros(m.shape[2:], m.dtype), None
         columns = np.arange(eps.shape[-1]) % self.n
-        ds, p = ds[..., columns], p[..., columns]
-        return (ds * eps).sum((0, 1)), (p * eps[:, None]).sum(2) + m
+        ds, p = (a[..., columns].astype(eps.dtype) for a in (ds, p))
+        new = (p * eps[:, None]).sum(2) + m.reshape(eps.shape).astype(eps.dtype)
+        return (ds * eps).sum((0, 1)).reshape(m.shape[2:]), new
 
 
-def _no_product(u: Array, w: Array, units: Labels, columns: Labels) -> Array:
-    """The product u @ W without a derivative to what of u is a unit's, if it reaches the state."""
-    if (columns < 0).all():
-        return u @ w
-    return jnp.where(units < 0, u, jax.lax.stop_gradient(u)) @ w
+def _no_product(u: Array, held: Array, w: Array, units: Labels, columns: Labels) -> Array:
+    """The product with the state held constant, where it reaches the state."""
+    del units
+    return (u if (columns < 0).all() else held) @ w
 
 
-def _own_product(u: Array, w: Array, units: Labels, columns: Labels) -> Array:
+def _own_product(u: Array, held: Array, w: Array, units: Labels, columns: Labels) -> Array:
     """`_no_product`, but with the derivative to a unit's part of u from the sums of that unit."""
     if (columns < 0).all():
         return u @ w
-    held = jnp.where(units < 0, u, jax.lax.stop_gradient(u))
     same = units[:, None] == columns
     return held @ w + (u - held) @ jnp.where(same, w, 0)  # the second is 0, with a derivative
 
@@ -289,7 +293,8 @@ def _form(layer: Layer, paths: Paths, params: dict, carry: Any, x: Any) -> _Dens
         return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), arrays)
 
     found = program(one_step, leaves, one(state), (one(others), one(x)))
-    element_wise = found.unitwise and (paths != "all" or not found.recurrent)
+    alone = paths == "none" or (paths == "own" and not found.mixes) or not found.recurrent
+    element_wise = found.unitwise and alone
     return (_ElementWise if element_wise else _Dense)(layer, paths, found, leaves, state)
 
 
@@ -304,15 +309,39 @@ def _units(layer: Layer, state: list[Array]) -> np.ndarray:
     return np.tile(np.arange(math.prod(*shapes)), len(state))
 
 
+def _check_batch(layer: Layer, state: list[Array], others: list[Array], batch: int) -> None:
+    for number, leaf in enumerate((*state, *others)):
+        is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        if leaf.shape[:1] != (batch,) and (leaf.ndim or number < len(state) or is_key):
+            raise ValueError(
+                f"{layer.name} carries an array {leaf.dtype}{list(leaf.shape)} for a batch of "
+                f"{batch}: a rule treats each sample by itself, so give it a first axis of {batch} "
+                "(random keys too)."
+            )
+
+
 def _split_carry(carry: Any) -> tuple[list[Array], list[Array], Any]:
-    """The arrays of floats in a carry, the other ones, and the way back."""
+    """The arrays of real numbers in a carry, the other ones, and the way back.
+
+    A complex array is two real ones.
+    """
     leaves, tree = jax.tree.flatten(carry)
-    floating = [jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in leaves]
+    state, others, kinds = [], [], []
+    for leaf in leaves:
+        is_complex = jnp.issubdtype(leaf.dtype, jnp.complexfloating)
+        if is_complex:
+            state += [leaf.real, leaf.imag]
+        else:
+            (state if jnp.issubdtype(leaf.dtype, jnp.floating) else others).append(leaf)
+        kinds.append("complex" if is_complex else jnp.issubdtype(leaf.dtype, jnp.floating))
 
     def join(state: list[Array], others: list[Array]) -> Any:
-        floats, rest = iter(state), iter(others)
-        return tree.unflatten([next(floats if is_float else rest) for is_float in floating])
+        reals, rest = iter(state), iter(others)
+        parts = {
+            "complex": lambda: jax.lax.complex(next(reals), next(reals)),
+            True: lambda: next(reals),
+            False: lambda: next(rest),
+        }
+        return tree.unflatten([parts[kind]() for kind in kinds])
 
-    state = [leaf for leaf, is_float in zip(leaves, floating, strict=True) if is_float]
-    others = [leaf for leaf, is_float in zip(leaves, floating, strict=True) if not is_float]
     return state, others, join

@@ -20,7 +20,7 @@ from .losses import cross_entropy
 from .rule import LearningRule, Loss, check_chunk, parameters, run_sequence
 
 Verdict = Literal["exact", "approximate", "not learned", "no gradient"]
-_EXACT = 1024  # roundings of the dtype up to which a leaf counts as exact
+_EXACT = 100  # roundings of the dtype up to which a leaf counts as exact: 1.2e-5 in float32
 
 
 class Leaf(TypedDict):
@@ -57,7 +57,7 @@ def compare_to_bptt(
 ) -> list[Row]:
     """Measures the gradient of one sequence by each rule, leaf by leaf.
 
-    What is called exact is so on this batch, up to 1024 roundings of the dtype; the docstring of
+    What is called exact is so on this batch, up to 100 roundings of the dtype; the docstring of
     each rule says what it is in general. Print it with `report`.
 
     Args:
@@ -71,7 +71,8 @@ def compare_to_bptt(
 
     Raises:
         ValueError: an unknown name, arrays that do not fit, or a rule that cannot treat the
-            network.
+            network; a gradient of BPTT that is not finite; parameters in less than 32 bits, whose
+            roundings would hide what is approximate.
     """
     if not isinstance(rules, Mapping):
         for name in rules:
@@ -82,7 +83,14 @@ def compare_to_bptt(
     check_chunk(xs, targets, ())
     params = parameters(network)
     reference = jax.jit(lambda p: run_sequence(bptt(network, loss), p, xs, targets).grads)
+    _check_precision(params)
     exact = reference(params)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(exact):
+        if not np.isfinite(np.asarray(leaf)).all():
+            raise ValueError(
+                f"compare_to_bptt: BPTT's own gradient of {leaf_name(path)} is not finite; look "
+                "for NaN or infinity in the inputs, the targets and the parameters."
+            )
     twice = jax.tree.map(lambda a: jnp.concatenate([a, a]), (xs, targets))
     rows = []
     for name, rule in rules.items():
@@ -110,6 +118,18 @@ def compare_to_bptt(
             )
         )
     return rows
+
+
+def _check_precision(params: PyTree) -> None:
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    if not leaves:
+        raise ValueError("compare_to_bptt: the network has no parameters, so no gradient either.")
+    for path, leaf in leaves:
+        if jnp.finfo(leaf.dtype).bits < 32:
+            raise ValueError(
+                f"compare_to_bptt: {leaf_name(path)} is {leaf.dtype}, whose roundings are as "
+                "large as what a rule leaves out: compare in float32 or float64."
+            )
 
 
 def compare_leaves(grads: PyTree, exact: PyTree) -> list[Leaf]:

@@ -65,7 +65,10 @@ def ostl(
       above it, for every K.
     - the same holds for scope "no_h" if that layer has no recurrent kernel. With one, the path
       $y_{t-1} \to H \to s_t$ is left out of A: the gradient is BPTT's with y_{t-1} held constant in
-      the recurrent product. The kernel H itself still learns. D-RTRL keeps the same paths.
+      the recurrent product. The kernel H itself still learns. D-RTRL keeps the same paths. A
+      cell whose output is itself a product, as in an LSTM with a projection, has no other path to
+      it from the state before, and keeps the gradient of the step alone. Matrix products and
+      convolutions count, sums of products that are written out do not.
     - scope "unit" (SnAp-1) leaves out of A what one unit tells another, and keeps what it tells
       itself, the diagonal of H included: exact without a recurrent kernel, like "no_h".
     - scopes "none" and "pre" are the rules `sltt` and `ottt`, see there.
@@ -189,10 +192,16 @@ def of_traces(
         for layer, maker, part, carry, trace, restart in zip(
             stack.layers, makers, parts, state.carries, state.traces, anew, strict=True
         ):
-            if maker is None:
-                xs, back = _stateless(layer, part, xs)
-            else:
-                carry, xs, back = maker.chunk(part, carry, trace, xs, restart)
+            try:
+                if maker is None:
+                    xs, back = _stateless(layer, part, xs)
+                else:
+                    carry, xs, back = maker.chunk(part, carry, trace, xs, restart)
+            except TypeError as error:
+                raise ValueError(
+                    f"{layer.name} does not take inputs {xs.dtype}{list(xs.shape[1:])} (batch "
+                    f"first): {str(error).splitlines()[0]}"
+                ) from error
             carries.append(carry)
             backs.append(back)
         total, dys = jax.value_and_grad(lambda ys: sequence_loss(loss, ys, targets))(xs)

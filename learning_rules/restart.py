@@ -28,18 +28,19 @@ def restarts(stack: Stack, params: PyTree, xs: Array, resets: Array | None) -> l
     """
     if resets is None:
         return [None] * len(stack.layers)
+    resets = jnp.asarray(resets)
     if resets.dtype != jnp.bool_ or resets.shape != xs.shape[:2]:
         raise ValueError(
             f"resets is {resets.dtype}{resets.shape} for inputs of shape {tuple(xs.shape)}: give "
             f"bool{xs.shape[:2]}, True where a sample begins a new sequence at that step."
         )
-    # arrays of floats alone are put back, so the key that some cells ask for tells nothing
+    # random keys are not put back, so the key that some cells ask for tells nothing
     firsts = stack.initialize_carries(params, xs, jax.random.key(0))
     return [Restart(resets, first) for first in firsts]
 
 
 def restarted(flags: Bool[Array, "*dims"], first: PyTree, carry: PyTree) -> PyTree:
-    """The carry with the samples that begin anew put back; arrays of other dtypes go on.
+    """The carry with the samples that begin anew put back; random keys, and uint32, go on.
 
     Args:
         flags: (*steps, batch).
@@ -48,7 +49,8 @@ def restarted(flags: Bool[Array, "*dims"], first: PyTree, carry: PyTree) -> PyTr
     """
 
     def one(new: Array, old: Array) -> Array:
-        if not jnp.issubdtype(old.dtype, jnp.floating):
+        is_key = jnp.issubdtype(old.dtype, jax.dtypes.prng_key) or old.dtype == jnp.uint32
+        if is_key or old.ndim < flags.ndim:  # the latter: one for all samples, such as a clock
             return old
         return jnp.where(flags.reshape(*flags.shape, *[1] * (old.ndim - flags.ndim)), new, old)
 

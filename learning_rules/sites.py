@@ -6,6 +6,8 @@ within single units but for these products, as that of Flax's LSTM and GRU cells
 rule here, and no trace.
 """
 
+import math
+from collections import ChainMap
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -23,10 +25,10 @@ _FREE = -1  # to no unit: it depends on no state and no parameter
 _MIXED = -2  # to several, or nobody can tell
 
 _ELEMENTWISE = frozenset(
-    "abs add add_any and cbrt ceil clamp convert_element_type copy cos cosh div eq erf erf_inv "
-    "erfc exp exp2 expm1 floor ge gt integer_pow is_finite le log log1p logistic lt max min mul ne "
-    "neg not or pow rem round rsqrt select_n sign sin sinh sqrt square stop_gradient sub tan tanh "
-    "xor".split()
+    "abs add add_any and cbrt ceil clamp complex conj convert_element_type copy cos cosh div eq "
+    "erf erf_inv erfc exp exp2 expm1 floor ge gt imag integer_pow is_finite le log log1p logistic "
+    "lt max min mul ne neg not or pow real rem round rsqrt select_n sign sin sinh sqrt square "
+    "stop_gradient sub tan tanh xor".split()
 )
 _MOVES = frozenset(
     "broadcast_in_dim concatenate expand_dims reshape rev slice split squeeze transpose".split()
@@ -50,8 +52,9 @@ class Site(NamedTuple):
     columns: slice
 
 
-Product = Callable[[Array, Array, Labels, Labels], Array]
-"""`product(u, W, units, columns)` in place of u @ W, with the labels of `Source`."""
+Product = Callable[[Array, Array, Array, Labels, Labels], Array]
+"""`product(u, held, W, units, columns)` in place of u @ W: held is u with the state held constant,
+the labels are those of `Source`."""
 
 
 class Program(NamedTuple):
@@ -63,7 +66,12 @@ class Program(NamedTuple):
     sources: tuple[Source, ...]
     sites: dict[int, Site]  # by the number of the equation
     others: tuple[int, ...]  # the parameters that are not the kernel of a site
-    unitwise: bool
+    unitwise: bool  # but for the products
+
+    @property
+    def mixes(self) -> bool:
+        """Whether a unit finds the state of several in what its own product is taken of."""
+        return any((u.units == _MIXED).any() and (u.columns >= 0).any() for u in self.sources)
 
     @property
     def recurrent(self) -> bool:
@@ -98,26 +106,41 @@ class Program(NamedTuple):
     ) -> tuple[Any, list[Array]]:
         """The step with a shift (columns,) added to the products of each source.
 
+        With a product of one's own, all that depends on the state is computed a second time from
+        the state held constant.
+
         Returns:
             What the step gives, and the sources u (nu,).
         """
         flat = jax.tree.leaves((parameters, state, rest))
         values: dict = dict(zip(self.jaxpr.constvars, self.consts, strict=True))
-        values |= dict(zip(self.jaxpr.invars, flat, strict=True))
+        values |= zip(self.jaxpr.invars, flat, strict=True)
+        constant: dict = {}  # what it is with the state held, where that has another derivative
+        if product is not None:
+            of_state = self.jaxpr.invars[len(parameters) : len(parameters) + len(state)]
+            constant = dict(zip(of_state, map(jax.lax.stop_gradient, state), strict=True))
+        held = ChainMap(constant, values)
         found: dict[int, Array] = {}
         for number, eqn in enumerate(self.jaxpr.eqns):
             inputs, site = [read(values, v) for v in eqn.invars], self.sites.get(number)
+            depends = any(v in constant for v in variables(eqn.invars))
+            still = [read(held, v) for v in eqn.invars] if depends else inputs
             if site is None:
                 values |= zip(eqn.outvars, bind(eqn, inputs), strict=True)
+                if depends:
+                    constant |= zip(eqn.outvars, bind(eqn, still), strict=True)
                 continue
             u, w = found.setdefault(site.source, inputs[0].reshape(-1)), inputs[1]
-            if product is None:
-                z = bind(eqn, inputs)[0]
-            else:
-                source = self.sources[site.source]
-                z = product(u, w, source.units, source.columns[site.columns])
-                z = z.reshape(jnp.shape(inputs[0])[:-1] + z.shape)
-            values[eqn.outvars[0]] = z + shifts[site.source][site.columns]
+            shift, z = shifts[site.source][site.columns], eqn.outvars[0]
+            if not depends or product is None:
+                values[z] = bind(eqn, inputs)[0] + shift
+                continue
+            source = self.sources[site.source]
+            product_of_u = product(
+                u, still[0].reshape(-1), w, source.units, source.columns[site.columns]
+            )
+            values[z] = product_of_u.reshape(jnp.shape(inputs[0])[:-1] + product_of_u.shape) + shift
+            constant[z] = bind(eqn, still)[0] + shift
         given = [read(values, v) for v in self.jaxpr.outvars]
         return jax.tree.unflatten(self.out, given), [found[i] for i in range(len(found))]
 
@@ -163,6 +186,7 @@ def _kernel(eqn: Any) -> Any:
     along_u = ((u.ndim - 1,), (0,)), ((), ())
     is_vector = w.ndim == 2 and u.size == u.shape[-1]
     plain = eqn.params["dimension_numbers"] == along_u and u.dtype == w.dtype == z.dtype
+    plain = plain and jnp.issubdtype(u.dtype, jnp.floating)
     return eqn.invars[1] if is_vector and plain else None
 
 
@@ -203,16 +227,20 @@ def _follow(
     return labels, unitwise and all(leaf.shape[-1:] == own.shape for leaf in state)
 
 
+def by_unit(shape: tuple[int, ...], size: int) -> bool:
+    """Whether an array holds one number or more for each of `size` units, in their order."""
+    return bool(shape) and shape[-1] % size == 0 and math.prod(shape) == shape[-1]
+
+
 def _full(v: Any, label: int) -> Labels:
     return np.full(v.aval.shape, label)
 
 
 def _by_unit(v: Any, size: int) -> Labels:
     """One number a unit after the other, once or several times over; mixed in any other shape."""
-    last = v.aval.shape[-1] if v.aval.shape else 1
-    if last % size or np.prod(v.aval.shape) != last:
+    if not by_unit(v.aval.shape, size):
         return _full(v, _MIXED)
-    return np.tile(np.arange(size), last // size).reshape(v.aval.shape)
+    return (np.arange(v.aval.size) % size).reshape(v.aval.shape)
 
 
 def _labels_of(labels: dict[Any, Labels], atom: Any) -> Labels:

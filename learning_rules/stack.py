@@ -16,6 +16,7 @@ from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from ..quant.state_formats import rounds_stochastically, trace_storage
 from ..quant.storage import Storage
+from .programs import leading_to, program_of
 
 BESIDE = "feedback"  # weights of a rule that are parameters, but of no layer
 
@@ -126,10 +127,10 @@ class Stack(NamedTuple):
         Raises:
             ValueError: inputs that do not fit, or no key where a state is rounded stochastically.
         """
-        if len(batch.shape) < 2 or batch.shape[0] < 1:
+        if len(batch.shape) < 2 or 0 in batch.shape[:2]:
             raise ValueError(
                 "A rule takes inputs of shape (time, batch, *features) with at least one time "
-                f"step; got shape {tuple(batch.shape)}."
+                f"step and one sample; got shape {tuple(batch.shape)}."
             )
         parts, _ = self.split(params)
         x = jax.ShapeDtypeStruct(batch.shape[1:], batch.dtype)
@@ -158,6 +159,7 @@ def _carry_and_output(
             return (), jax.eval_shape(lambda p, x: layer.module(p)(x), params, x)
         carry = layer.module(params).initialize_carry(x.shape, rngs=rngs)
         _check_carry(layer, carry)
+        _check_first(layer, params, x)
         new, y = jax.eval_shape(lambda p, c, x: layer.module(p)(c, x), params, carry, x)
         _check_same(layer, carry, new)
         return carry, y
@@ -185,6 +187,18 @@ def _check_carry(layer: Layer, carry: Any) -> None:
         )
 
 
+def _check_first(layer: Layer, params: dict, x: jax.ShapeDtypeStruct) -> None:
+    def first(params: dict) -> Any:
+        return layer.module(params).initialize_carry(x.shape, rngs=nnx.Rngs(0))
+
+    jaxpr = program_of(first, params)[0].jaxpr
+    if leading_to(jaxpr, jaxpr.outvars).intersection(jaxpr.invars):
+        raise _BadCarry(
+            f"{layer.name} begins with a carry that depends on its parameters, which no rule would "
+            "learn: begin with constants, and add what is learnt to the input of the first step."
+        )
+
+
 def _check_same(layer: Layer, carry: Any, new: Any) -> None:
     def kinds(tree: Any) -> list[str]:
         leaves = jax.tree_util.tree_leaves_with_path(tree)
@@ -199,8 +213,13 @@ def _check_same(layer: Layer, carry: Any, new: Any) -> None:
 
 
 def as_stack(network: nnx.Module) -> Stack:
-    """Takes apart a network with `.layers`, or treats a bare cell as a network of one layer."""
-    single = not hasattr(network, "layers")
+    """Takes apart a network with `.layers`, or treats a bare cell as a network of one layer.
+
+    A cell with `.layers` is a bare one unless its `is_stack` is True.
+    """
+    # a cell may keep modules of its own under that name, unless it says that it is a stack of them
+    is_cell = isinstance(network, nnx.RNNCellBase) and not getattr(network, "is_stack", False)
+    single = is_cell or not hasattr(network, "layers")
     modules = [network] if single else list(getattr(network, "layers"))  # noqa: B009
     if not modules:
         raise ValueError("The network has no layers: give it at least one cell.")

@@ -105,20 +105,18 @@ def unit_trace(layer: Layer, *, paths: Paths, spatial: bool) -> LayerTrace:
         before = begun(restart, carry, carries)
 
         def back(dys: PyTree, store: Store):
-            dwide, dz, dmemory, dy = pull((jnp.zeros_like(out), dys))
+            (dwide, dz, dmemory, dy), rows = pull_with_rows(pull, _basis(out, dense), dys)
             ds = jnp.stack(dmemory, 1) + dy[:, None] * trace.gain
             grads = _direct_gradients(params, dwide, dz, xs, before.y)
             grads = _add(grads, _contract_units(dense, jnp.stack(dmemory, 1), dy, trace))
             dx = _through_step(layer, wide, before, dys, h, drive(w, xs)) if spatial else dz
             dxs = dx if w is None else dx @ w.T
-            carried, new, lost = roll(ds, store)
+            carried, new, lost = roll(ds, rows, store)
             return _add(grads, carried), dxs, new, lost
 
-        def roll(ds: Array, store: Store) -> tuple[dict, UnitTrace, Any]:
-            basis = _basis(out, dense)
-            zero = jax.tree.map(jnp.zeros_like, ys)
-            dwide, dz, dmemory, dy = jax.vmap(lambda c: pull((c, zero)))(basis)
+        def roll(ds: Array, rows: tuple, store: Store) -> tuple[dict, UnitTrace, Any]:
             # the leading axis S of every array is the state entry that is differentiated
+            dwide, dz, dmemory, dy = rows
             direct = jnp.stack(dmemory, 2)  # (S, B, m, *features)
             total = direct + dy[:, :, None] * trace.gain[None]
             u = _fan_in(w, h, xs, before.y)
@@ -140,6 +138,24 @@ def unit_trace(layer: Layer, *, paths: Paths, spatial: bool) -> LayerTrace:
         return last, ys, back
 
     return LayerTrace(init, chunk)
+
+
+def pull_with_rows(pull: Callable, basis: Array, dys: PyTree) -> tuple[Any, Any]:
+    """What `pull((cotangent of the last state, that of the outputs))` gives in one reverse pass.
+
+    Args:
+        pull: from `jax.vjp` of a chunk.
+        basis: cotangents of the last state, one for each row of a trace.
+        dys: the cotangent of the outputs, for the gradient of the chunk itself.
+
+    Returns:
+        The pull of dys, and that of the basis, its rows on a first axis.
+    """
+    ends = jnp.concatenate([basis, jnp.zeros_like(basis[:1])])
+    none = jax.tree.map(lambda d: jnp.zeros((len(basis), *d.shape), d.dtype), dys)
+    tops = jax.tree.map(lambda zero, d: jnp.concatenate([zero, d[None]]), none, dys)
+    every = jax.vmap(lambda *cotangents: pull(cotangents))(ends, tops)
+    return jax.tree.map(lambda a: a[-1], every), jax.tree.map(lambda a: a[:-1], every)
 
 
 def _memory(layer: Layer, params: dict) -> tuple[str, ...]:

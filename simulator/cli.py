@@ -31,7 +31,9 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     try:
         args.command(args)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not _out_of_memory(error):
+            raise
         text = " ".join(_message(error).split())
         print(f"spikebit: {text}", file=sys.stderr)
         if args.json:
@@ -181,7 +183,16 @@ def _print_json(value: dict[str, Any]) -> None:
     print(json.dumps(value, allow_nan=False), flush=True)
 
 
+def _out_of_memory(error: Exception) -> bool:
+    return "RESOURCE_EXHAUSTED" in str(error)
+
+
 def _message(error: Exception) -> str:
+    if _out_of_memory(error):
+        return (
+            f"{str(error).splitlines()[0]} Not enough memory: take fewer units, a smaller batch, "
+            'or a rule or scope with smaller traces, such as rule.scope = "no_h".'
+        )
     if isinstance(error, OSError) and error.strerror and error.filename:
         return f"{error.filename}: {error.strerror}"
     return str(error)

@@ -342,6 +342,8 @@ def resolve(experiment: Experiment) -> Experiment:
             "feedback": None,
         }
         rule = dataclasses.replace(rule, **off)
+    if rule.name == "rtrl":
+        rule = dataclasses.replace(rule, scope="full")
     return dataclasses.replace(experiment, data=data, rule=rule)
 
 

@@ -12,7 +12,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from .neurons import NeuronCell, decay_of
-from .surrogate import Surrogate, triangular
+from .surrogate import Surrogate, check, triangular
 
 _TRIANGULAR = triangular()
 _EPROP = triangular(gain=0.3)
@@ -155,7 +155,8 @@ class LIFCell(NeuronCell):
             rngs=rngs,
         )
         self.threshold, self.reset, self.refractory = threshold, reset, refractory
-        self.detach_reset, self.surrogate = detach_reset, surrogate
+        self.detach_reset = detach_reset
+        self.surrogate = check(type(self).__name__, surrogate)
 
     def charge(self, carry: Any, z: Float[Array, "*dims"]) -> Any:
         """The new potential v, and the refractory count if there is one."""

@@ -4,7 +4,7 @@ Cells stand in files of their own; how a network learns is `learning_rules`'.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 from flax import nnx
@@ -21,6 +21,8 @@ class Network(nnx.RNNCellBase):
     A layer is a cell (ours, Flax's `LSTMCell`, `GRUCell`, any `nnx.RNNCellBase`), a Flax layer
     without state (`nnx.Linear`, `nnx.Conv`), or any function of one array.
     """
+
+    is_stack: ClassVar[bool] = True  # to the rules, which see through it to its layers
 
     def __init__(self, layers: Sequence[Any]):
         """Takes the layers; neighbours that cannot fit are refused with their names."""
@@ -47,7 +49,9 @@ class Network(nnx.RNNCellBase):
 
         An `nnx.Rngs` is read only where a state is rounded stochastically.
         """
-        batch = jax.ShapeDtypeStruct((1, *input_shape), jax.numpy.zeros(()).dtype)
+        of_indices = isinstance(self.layers[0], nnx.Embed)
+        dtype = jax.numpy.zeros((), int if of_indices else float).dtype
+        batch = jax.ShapeDtypeStruct((1, *input_shape), dtype)
         stack = as_stack(self)
         draws = any(layer.draws for layer in stack.layers)
         key = rngs.carry() if rngs is not None and draws else None

@@ -10,7 +10,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from .neurons import NeuronCell, decay_of
-from .surrogate import Surrogate, tanh
+from .surrogate import Surrogate, check, tanh
 
 _TANH = tanh()
 
@@ -92,7 +92,7 @@ class SNUCell(NeuronCell):
             param_dtype=param_dtype,
             rngs=rngs,
         )
-        self.surrogate = surrogate
+        self.surrogate = check("SNUCell", surrogate)
         self.b = self._per_unit(bias)
 
     def charge(self, carry: SNUState, z: Float[Array, "*dims"]) -> SNUState:

@@ -208,6 +208,21 @@ def custom(derivative: Callable[[Array], Array], support: float | int | None = N
     return Surrogate(getattr(derivative, "__name__", "custom"), derivative, support=support)
 
 
+def check(who: str, surrogate: object) -> Surrogate:
+    """The surrogate of a cell, if it is one.
+
+    Raises:
+        ValueError: anything else, such as a function that has a derivative in reverse mode only.
+    """
+    if isinstance(surrogate, Surrogate):
+        return surrogate
+    raise ValueError(
+        f"{who}(surrogate={surrogate!r}) is no Surrogate, which has derivatives in forward and in "
+        "reverse mode: take one of this module, such as triangular(), or custom(derivative) for a "
+        "derivative of your own."
+    )
+
+
 def by_name(name: str, **settings: float | int) -> Surrogate:
     """The surrogate an experiment file names, e.g. `by_name("triangular", width=0.5)`.
 

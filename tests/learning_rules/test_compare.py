@@ -100,3 +100,15 @@ def test_every_rule_by_its_name_and_what_has_none():
         assert {leaf["verdict"] for leaf in readout} == {"exact"}, row["rule"]
     with pytest.raises(ValueError, match="'ostl2' is none of bptt, ostl"):
         compared([SNU], ["ostl2"])
+
+
+def test_a_comparison_that_could_tell_nothing_is_refused():
+    cell = nnx.SimpleCell(3, 4, rngs=nnx.Rngs(0))
+    xs = jax.random.normal(jax.random.key(0), (4, 2, 3))
+    targets = jnp.zeros((4, 2, 4))
+    compare = partial(rules.compare_to_bptt, loss=rules.losses.squared_error, rules=["ostl"])
+    with pytest.raises(ValueError, match=r"BPTT's own gradient of .* is not finite"):
+        compare(cell, (xs.at[1, 0].set(jnp.nan), targets))
+    coarse = nnx.SimpleCell(3, 4, dtype=jnp.bfloat16, param_dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match=r"is bfloat16, whose roundings .*in float32 or float64"):
+        compare(coarse, (xs, targets))

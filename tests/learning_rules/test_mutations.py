@@ -182,8 +182,8 @@ TRACES = [
     Mutation(
         "the trace is never read",
         "learning_rules.cell_trace",
-        "carried + recurrent_gradient(",
-        "0 * carried + recurrent_gradient(",
+        "carried + inside",
+        "0 * carried + inside",
         full("lstm"),
     ),
     Mutation(
@@ -205,14 +205,14 @@ TRACES = [
         "learning_rules.sites",
         "mixed = eqn.invars[0] in learnt or z not in to_state",
         "mixed = z not in to_state",
-        rules("sites", "without_h_is_bptt_with_the_state_held_in_products", "nested", 1),
+        rules("sites", "without_h_is_bptt_with_the_state_held_in_products", "nested"),
     ),
     Mutation(
         "the cut takes what is learnt at this step with it",
         "learning_rules.cut",
         "bind(eqn, [read(held, v) for v in eqn.invars])",
         "bind(eqn, [jax.lax.stop_gradient(read(held, v)) for v in eqn.invars])",
-        rules("sites", "without_h_is_bptt_with_the_state_held_in_products", "nested", 1),
+        rules("sites", "without_h_is_bptt_with_the_state_held_in_products", "nested"),
     ),
     Mutation(
         "the mean over time for the sum",

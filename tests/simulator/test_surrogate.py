@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
-from spikebit.simulator import surrogate
+from spikebit.simulator import ALIFCell, LIFCell, SNUCell, surrogate
 
 
 def normal(v, mean, sigma):
@@ -167,3 +168,11 @@ def test_settings_that_are_not_positive_are_refused(bad):
         surrogate.by_name("multi_gaussian", s=bad)
     with pytest.raises(ValueError, match="custom needs support > 0; got"):
         surrogate.custom(jnp.ones_like, support=bad)
+
+
+@pytest.mark.parametrize("wrong", [None, "tanh", lambda v: v > 0])
+def test_a_cell_refuses_what_has_no_derivative_in_both_modes(wrong):
+    with pytest.raises(ValueError, match=r"LIFCell\(surrogate=.*is no Surrogate.*custom\("):
+        surrogate.check("LIFCell", wrong)
+    for kind in (SNUCell, LIFCell, ALIFCell):
+        assert isinstance(kind(2, 3, rngs=nnx.Rngs(0)).surrogate, surrogate.Surrogate)

@@ -7,9 +7,11 @@ import optax
 import pytest
 
 from spikebit.quant.memory import losses
-from spikebit.simulator.devices import Pair, Single, at, by_name, memristive, pcm, pulsed, set_pcm
+from spikebit.simulator.build import make_memory
+from spikebit.simulator.devices import Pair, Single, at, memristive, pcm, pulsed, set_pcm
 from spikebit.simulator.devices.pulsed import NONE
 from spikebit.simulator.devices.set_pulses import SetPCMParameters
+from spikebit.simulator.experiment import Experiment, Memory
 
 EXACT = pcm(programming_noise=0, drift=0, read_noise=0)
 IDEAL = pulsed(step=0.01, reference=0.0, variation=NONE)
@@ -141,19 +143,20 @@ def test_what_cannot_be_held_is_counted():
     assert read[1, 0] == 0
 
 
-@pytest.mark.parametrize("device", [pcm(), set_pcm(), by_name("reram_sb"), IDEAL])
+@pytest.mark.parametrize("device", [pcm(), set_pcm()])
 def test_a_state_has_one_structure_and_many_instances(device):
     memory = memristive(device)
     first, second, third = jax.random.split(key(), (3, 3))
-    states = jax.vmap(lambda k: memory.init(PARAMS, k))(first)
-    updates = jax.tree.map(lambda p: 0.1 * p, PARAMS)
+    params = {"b": PARAMS["b"]}
+    states = jax.vmap(lambda k: memory.init(params, k))(first)
+    updates = jax.tree.map(lambda p: 0.1 * p, params)
     new = jax.jit(jax.vmap(lambda s, k: memory.update(s, updates, k)))(states, second)
     assert jax.tree.structure(new) == jax.tree.structure(states)
     alike = jax.tree.map(lambda a, b: a.shape == b.shape and a.dtype == b.dtype, new, states)
     assert all(jax.tree.leaves(alike))
     read = jax.vmap(memory.read)(new, third)["b"]
     assert np.isfinite(np.asarray(read)).all()
-    assert len(np.unique(np.asarray(read)[:, 0])) == (1 if device is IDEAL else 3)
+    assert len(np.unique(np.asarray(read)[:, 0])) == 3
 
 
 def test_what_is_refused():
@@ -169,3 +172,21 @@ def test_what_is_refused():
         memristive(pcm(), Single())
     with pytest.raises(ValueError, match=r"a parameter is int32; weights are floats"):
         memristive(pcm()).init({"w": jnp.ones(2, int)}, key())
+
+
+def test_an_experiment_names_its_device():
+    memory = make_memory(Memory(device="idealized", writing="pulses", step_seconds=0.5))
+    state = memory.update(memory.init(PARAMS, key()), PARAMS, key(1))
+    assert float(state.t) == 0.5
+    with pytest.raises(ValueError, match=r"memory.device: 'memristor' is no device; known are pcm"):
+        make_memory(Memory(device="memristor"))
+    with pytest.raises(ValueError, match=r"memory.writing: .* cannot do writing='pulses'"):
+        make_memory(Memory(device="pcm", writing="pulses"))
+    with pytest.raises(
+        ValueError, match=r"memory.format = .e4m3fn. does not apply to memory.device"
+    ):
+        Experiment(memory=Memory(device="pcm", format="e4m3fn"))
+    with pytest.raises(
+        ValueError, match=r"memory.writing = 'pulses' does not apply to no memory.dev"
+    ):
+        Experiment(memory=Memory(writing="pulses"))

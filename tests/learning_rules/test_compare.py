@@ -10,7 +10,7 @@ from flax import nnx
 
 from spikebit import learning_rules as rules
 from spikebit.learning_rules.compare import compare_leaves, in_words
-from spikebit.simulator import LIFCell, Network, SoftSNUCell
+from spikebit.simulator import LIFCell, Network, SNUCell, SoftSNUCell
 
 
 def test_losses_are_their_definitions():
@@ -109,6 +109,6 @@ def test_a_comparison_that_could_tell_nothing_is_refused():
     compare = partial(rules.compare_to_bptt, loss=rules.losses.squared_error, rules=["ostl"])
     with pytest.raises(ValueError, match=r"BPTT's own gradient of .* is not finite"):
         compare(cell, (xs.at[1, 0].set(jnp.nan), targets))
-    coarse = nnx.SimpleCell(3, 4, dtype=jnp.bfloat16, param_dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
+    coarse = SNUCell(3, 4, param_dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
     with pytest.raises(ValueError, match=r"is bfloat16, whose roundings .*in float32 or float64"):
         compare(coarse, (xs, targets))

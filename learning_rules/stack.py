@@ -223,6 +223,12 @@ def as_stack(network: nnx.Module) -> Stack:
     modules = [network] if single else list(getattr(network, "layers"))  # noqa: B009
     if not modules:
         raise ValueError("The network has no layers: give it at least one cell.")
+    learning = [m for m in modules if isinstance(m, nnx.Module) and nnx.state(m, nnx.Param)]
+    if len({id(m) for m in learning}) < len(learning):
+        raise ValueError(
+            "The network holds the same layer twice, and a rule keeps a trace for each: give each "
+            "its own parameters."
+        )
     return Stack(tuple(_as_layer(i, m) for i, m in enumerate(modules)), single)
 
 

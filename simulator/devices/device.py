@@ -39,6 +39,8 @@ class Device(NamedTuple):
     pulse: Callable[..., Any] | None = None
     step: float | None = None  # mean change by one up pulse at mid range [uS], for `pulse`
     resets: bool = False  # a negative count is a RESET, whatever its size
+    #: spread(state, t) -> standard deviation of a read of each cell [uS]; None: reads have no noise
+    spread: Callable[..., Float[Array, "*cells"]] | None = None
 
 
 def check_targets(who: str, target: Any, g_min: float, g_max: float) -> None:

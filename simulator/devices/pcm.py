@@ -159,10 +159,14 @@ def pcm(
         g = drifted(state.g, state.nu, elapsed, p.t0)
         if key is None or read_noise == 0:
             return g
-        spread = read_noise * noise_scale(p, state.g, elapsed)
-        return g * jnp.maximum(1 + spread * _normal(key, g), 0)
+        return jnp.maximum(g + spread(state, t) * _normal(key, g), 0)
 
-    return Device("pcm", 0.0, p.g_max, init, read, program)
+    def spread(state: PCMState, t: Any) -> Cells:
+        elapsed = t - state.written
+        scale = read_noise * noise_scale(p, state.g, elapsed)
+        return drifted(state.g, state.nu, elapsed, p.t0) * scale
+
+    return Device("pcm", 0.0, p.g_max, init, read, program, spread=spread)
 
 
 def drifted(g: Cells, nu: Cells, elapsed: Elapsed, t0: float) -> Cells:

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from .device import Cells, Counts, Device, Key, check_counts, check_time
+from .pcm import drifted
 
 
 class SetPCMParameters(NamedTuple):
@@ -86,14 +87,18 @@ def set_pcm(parameters: SetPCMParameters = _DEFAULT, *, noise: float | int = 1.0
 
     def read(state: SetPCMState, key: Key | None, t: Any) -> Cells:
         check_time("set_pcm", "read", t, state.written)
-        g = state.g * jnp.exp(-c.nu * jnp.log1p((t - state.written) / c.t0))
+        g = drifted(state.g, jnp.full_like(state.g, c.nu), t - state.written, c.t0)
         if key is None:
             return g
-        xi = jax.random.normal(key, g.shape, g.dtype)
-        return jnp.maximum(g + noise * (c.read[0] + c.read[1] * g) * xi, 0)
+        return jnp.maximum(g + spread(state, t) * jax.random.normal(key, g.shape, g.dtype), 0)
+
+    def spread(state: SetPCMState, t: Any) -> Cells:
+        return noise * (c.read[0] + c.read[1] * read(state, None, t))
 
     step = c.mean[0] + c.mean[1] * (c.g_min + c.g_max) / 2
-    return Device("set_pcm", c.g_min, c.g_max, init, read, None, pulse, step, resets=True)
+    return Device(
+        "set_pcm", c.g_min, c.g_max, init, read, None, pulse, step, resets=True, spread=spread
+    )
 
 
 def set_step(c: SetPCMParameters, g: Cells, p: Cells, xi: Cells) -> tuple[Cells, Cells]:

@@ -344,6 +344,9 @@ def test_bad_settings_are_named():
     summed = rules.bptt(network, lambda y, t: LOSS(y, t).mean())
     with pytest.raises(ValueError, match="one number a sample"):
         rules.run_sequence(summed, params, xs, targets)
+    twice = nnx.Linear(5, 5, rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match=r"holds the same layer twice"):
+        rules.ostl(Network([twice, twice]), LOSS)
     with pytest.raises(ValueError, match="pass parameters"):
         rules.ostl(network, LOSS).init({"other": jnp.zeros(3)}, xs)
 

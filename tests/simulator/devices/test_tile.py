@@ -1,0 +1,117 @@
+"""A tile: converters, noise at the outputs against noise in the cells, bounds, compensation."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from spikebit.simulator.devices import pcm, set_pcm
+from spikebit.simulator.devices.tile import (
+    Converter,
+    Tile,
+    compensation,
+    matmul,
+    program,
+    weights,
+)
+
+pytestmark = pytest.mark.usefixtures("compile_quickly")
+EXACT = pcm(programming_noise=0, drift=0, read_noise=0)
+PLAIN = Tile(EXACT, dac=None, adc=None)
+W = jnp.asarray(np.random.default_rng(0).normal(size=(40, 20)).clip(-2, 2), jnp.float32)
+X = jnp.asarray(np.random.default_rng(1).normal(size=(7, 40)), jnp.float32)
+
+
+def key(seed=0):
+    return jax.random.key(seed)
+
+
+def test_a_converter_is_a_grid_that_is_odd_and_exact_at_its_bounds():
+    convert = Converter(bound=2.0, levels=16)
+    step = 0.25
+    x = jnp.linspace(-3, 3, 4001)
+    y = np.asarray(convert(x), float)
+    np.testing.assert_array_equal(convert(convert(x)), y)
+    np.testing.assert_array_equal(convert(-x), -y)
+    assert (np.diff(y) >= 0).all()
+    inside = np.abs(np.asarray(x)) <= 2
+    assert np.abs(y - np.asarray(x))[inside].max() <= step / 2 + 1e-6
+    np.testing.assert_array_equal(convert(jnp.array([2.0, -2.0, 9.0])), [2, -2, 2])
+    np.testing.assert_array_equal(convert(jnp.array([0.125, 0.375])), [0.0, 0.5])  # half to even
+    slope = jax.vmap(jax.grad(convert))(jnp.array([0.3, 5.0]))
+    np.testing.assert_array_equal(slope, [1, 0])
+
+
+def test_a_tile_without_errors_is_a_matrix_product():
+    held = program(PLAIN, W, key())
+    np.testing.assert_allclose(matmul(PLAIN, held, X, None, 0.0), X @ W, rtol=2e-5, atol=2e-5)
+    pulled = jax.grad(lambda x: matmul(PLAIN, held, x, None, 0.0).sum())(X)
+    np.testing.assert_allclose(pulled, jnp.broadcast_to(W.sum(1), X.shape), rtol=1e-4, atol=1e-4)
+    zero = program(PLAIN, jnp.zeros((3, 2)), key())
+    np.testing.assert_array_equal(matmul(PLAIN, zero, jnp.ones((1, 3)), None, 0.0), 0)
+
+
+def test_noise_at_the_outputs_is_that_of_all_cells_read_for_the_vector():
+    device = pcm(programming_noise=0, drift=0)
+    tile = Tile(device, dac=None, adc=None)
+    held, n = program(tile, W, key()), 4000
+    y = matmul(tile, held, jnp.broadcast_to(X[0], (n, 40)), key(1), 100.0)
+
+    def by_cells(k):
+        g = device.read(held.state, k, 100.0)
+        return X[0] @ (held.scale * (g[..., 0] - g[..., 1]))
+
+    z = jax.vmap(by_cells)(jax.random.split(key(2), n))
+    exact = X[0] @ W
+    std = np.asarray(z).std(0)
+    for sample in (y, z):
+        assert (np.abs(np.asarray(sample).mean(0) - exact) < 4.5 * std / np.sqrt(n)).all()
+    np.testing.assert_allclose(np.asarray(y).std(0), std, rtol=4.5 / np.sqrt(n))
+
+
+def test_bounds_are_managed_for_each_vector_by_itself():
+    tile = Tile(EXACT, dac=None, adc=Converter(3.0, 600))
+    held = program(tile, jnp.ones((40, 2)), key())
+    loud, quiet = jnp.ones(40), jnp.zeros(40).at[0].set(1.0)
+    alone = matmul(tile, held, quiet[None], None, 0.0)
+    both = matmul(tile, held, jnp.stack([quiet, loud]), None, 0.0)
+    np.testing.assert_array_equal(alone[0], both[0])
+    np.testing.assert_allclose(both[1], 40.0, atol=0.01 / 2 * 16)  # of a sixteenth of the input
+    bounded = matmul(tile._replace(manage_bounds=False), held, loud[None], None, 0.0)
+    np.testing.assert_allclose(bounded, 3.0, rtol=1e-6)
+
+
+def test_converters_take_their_share_of_the_error():
+    tile = Tile(EXACT, dac=Converter(1.0, 14), adc=None)
+    held = program(tile, W, key())
+    largest = jnp.abs(X).max(-1, keepdims=True)
+    expected = (jnp.round(X / largest * 7) / 7 * largest) @ W
+    np.testing.assert_allclose(matmul(tile, held, X, None, 0.0), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_compensation_undoes_the_drift_that_cells_have_in_common():
+    device = pcm(programming_noise=0, read_noise=0)
+    tile = Tile(device, dac=None, adc=None)
+    held = program(tile, W, key())
+    common = held._replace(state=held.state._replace(nu=jnp.full_like(held.state.nu, 0.06)))
+    year = matmul(tile, common, X, None, 3.15e7, compensate=True)
+    np.testing.assert_allclose(year, X @ W, rtol=1e-4, atol=1e-4)
+    assert float(compensation(tile, common, 3.15e7)) == pytest.approx(
+        (3.15e7 / 20 + 1) ** 0.06, rel=1e-4
+    )
+    noisy = Tile(pcm(), dac=None, adc=None)
+    held = program(noisy, W, key(3))
+    error = {}
+    for on in (True, False):
+        y = matmul(noisy, held, X, key(4), 3.15e7, compensate=on)
+        error[on] = float(jnp.linalg.norm(y - X @ W) / jnp.linalg.norm(X @ W))
+    assert error[True] < 0.4 * error[False]
+    drifted = np.asarray(weights(noisy, held, 3.15e7))
+    assert np.abs(drifted).mean() < np.abs(np.asarray(W)).mean()
+
+
+def test_what_is_refused():
+    with pytest.raises(ValueError, match=r"set_pcm takes pulses only"):
+        program(Tile(set_pcm()), W, key())
+    with pytest.raises(ValueError, match=r"weights of shape \(3,\); a tile holds a matrix"):
+        program(PLAIN, jnp.ones(3), key())

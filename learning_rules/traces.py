@@ -27,6 +27,7 @@ Paths = Literal["all", "own", "none"]
 """Paths from the state through a matrix product to the next: all; of each unit to itself; none."""
 
 _SAMPLES = 8  # whose traces are rolled without a loop, which would copy each in and out
+_FEW_ROWS = 4  # of a trace: those of an element-wise one
 _UNROLLED = 8  # outer products that fuse with the sum they go into; more are one matrix product
 
 
@@ -141,7 +142,10 @@ def unit_trace(layer: Layer, *, paths: Paths, spatial: bool) -> LayerTrace:
 
 
 def pull_with_rows(pull: Callable, basis: Array, dys: PyTree) -> tuple[Any, Any]:
-    """What `pull((cotangent of the last state, that of the outputs))` gives in one reverse pass.
+    """What `pull((cotangent of the last state, that of the outputs))` gives.
+
+    In one reverse pass for a few rows. For many it saves nothing, and two passes let the compiler
+    drop the rows where nobody reads the new trace, as after a single chunk.
 
     Args:
         pull: from `jax.vjp` of a chunk.
@@ -151,6 +155,10 @@ def pull_with_rows(pull: Callable, basis: Array, dys: PyTree) -> tuple[Any, Any]
     Returns:
         The pull of dys, and that of the basis, its rows on a first axis.
     """
+    if len(basis) > _FEW_ROWS:
+        zero = jax.tree.map(jnp.zeros_like, dys)
+        rows = jax.vmap(lambda end: pull((end, zero)))(basis)
+        return pull((jnp.zeros_like(basis[0]), dys)), rows
     ends = jnp.concatenate([basis, jnp.zeros_like(basis[:1])])
     none = jax.tree.map(lambda d: jnp.zeros((len(basis), *d.shape), d.dtype), dys)
     tops = jax.tree.map(lambda zero, d: jnp.concatenate([zero, d[None]]), none, dys)

@@ -186,7 +186,7 @@ class Memory:
     master: bool = False  # keep float32 weights; the format is that in which they are read
     compensation: str | None = None  # format of what rounding left over, for the next update
     rounding: Literal["nearest_even", "stochastic"] = "nearest_even"
-    device: str | None = None  # a name of `devices.DEVICES`, in place of a format
+    device: str | None = None  # a name of `devices.DEVICES`; takes the place of any format
     writing: Literal["program", "pulses", "mixed_precision"] | None = None  # None: as fits
     step_seconds: Annotated[float, Field(gt=0)] = 1.0  # from one update to the next, for devices
 
@@ -274,14 +274,8 @@ def _check_precision(memory: Memory, optimizer: Optimizer) -> None:
 
 
 def _check_device(memory: Memory) -> None:
-    plain = Memory()
-    of_formats = ("format", "master", "compensation", "rounding")
-    of_devices = ("writing", "step_seconds")
-    chosen = "no memory.device" if memory.device is None else f'memory.device = "{memory.device}"'
-    for name in of_devices if memory.device is None else of_formats:
-        value = getattr(memory, name)
-        if value != getattr(plain, name):
-            raise ValueError(f"memory.{name} = {value!r} does not apply to {chosen}: leave it out")
+    if memory.device is None and (memory.writing, memory.step_seconds) != (None, 1.0):
+        raise ValueError("memory.writing and memory.step_seconds need memory.device, the name")
 
 
 def _check_scope(rule: Rule) -> None:
@@ -329,7 +323,7 @@ def _check_chunks(rule: Rule, encoder: Encoder) -> None:
 
 
 def resolve(experiment: Experiment) -> Experiment:
-    """The experiment with relative paths made absolute and settings that BPTT ignores cleared."""
+    """The experiment with relative paths made absolute and settings that are ignored cleared."""
     data, rule = experiment.data, experiment.rule
     if data.data_dir is not None:
         data = dataclasses.replace(data, data_dir=str(Path(data.data_dir).expanduser().absolute()))
@@ -344,7 +338,12 @@ def resolve(experiment: Experiment) -> Experiment:
         rule = dataclasses.replace(rule, **off)
     if rule.name == "rtrl":
         rule = dataclasses.replace(rule, scope="full")
-    return dataclasses.replace(experiment, data=data, rule=rule)
+    memory = experiment.memory
+    if memory.device is not None:
+        memory = Memory(
+            device=memory.device, writing=memory.writing, step_seconds=memory.step_seconds
+        )
+    return dataclasses.replace(experiment, data=data, rule=rule, memory=memory)
 
 
 def differences(experiments: Sequence[Experiment]) -> dict[str, list[Any]]:

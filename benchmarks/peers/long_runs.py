@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from spikebit.learning_rules import LearningRule, bptt, ostl
+from spikebit.simulator.studies.memory_and_time import resident_bytes
 
 from . import gradients
 from .results import table
@@ -95,26 +96,17 @@ def _streamed(rule: LearningRule, cell: Any, n: int) -> list[str]:
     start, wall, cpu = None, 0.0, 0.0
     for number in range(STREAM_STEPS // CHUNK):
         if number == WARM_STEPS // CHUNK:
-            start = _resident()
+            start = resident_bytes()
             wall, cpu = time.perf_counter(), time.process_time()
         state, total = jax.block_until_ready(step(state, total, jnp.asarray(number)))
     timed = STREAM_STEPS - WARM_STEPS
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-    end = _resident()
+    end = resident_bytes()
     found = [
         f"{size / 2**20:.2f}",
         *("" if m is None else f"{m / 2**20:.1f}" for m in (start, end)),
     ]
     return [*found, f"{1e6 * wall / timed:.1f}", f"{1e6 * cpu / timed:.1f}"]
-
-
-def _resident() -> int | None:
-    """Bytes of this process in memory, where the system tells."""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmRSS:"):
-                return 1024 * int(line.split()[1])
-    return None
 
 
 def _physical_memory() -> int | None:

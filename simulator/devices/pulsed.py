@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from .device import Cells, Counts, Device, Key, check_counts, check_time
+from .many_pulses import after_pulses
 
 _LEAST = 0.05  # of a bound is left to the cells at the end of its spread
 
@@ -68,20 +69,26 @@ NONE = Variation(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
 """All cells and all pulses alike."""
 
 
-def constant(state: PulsedState, w: Cells, up: Up) -> Cells:
-    """The same step everywhere."""
-    del state, up
-    return jnp.ones_like(w)
+class Affine(NamedTuple):
+    """A step that is linear in w: 1 - c w, with c by cell and direction.
+
+    Attributes:
+        slope: `slope(state, up) -> c`.
+    """
+
+    slope: Callable[[PulsedState, Up], Cells]
+
+    def __call__(self, state: PulsedState, w: Cells, up: Up) -> Cells:
+        """The size of the step at w as a share of the cell's step."""
+        return 1 - self.slope(state, up) * w
 
 
-def linear(state: PulsedState, w: Cells, up: Up) -> Cells:
-    """A step that changes linearly with w, by its own slope up and down; may turn round."""
-    return 1 + jnp.where(up, -state.slope_up, state.slope_down) * w
-
-
-def soft_bounds(state: PulsedState, w: Cells, up: Up) -> Cells:
-    """A step that shrinks in proportion to the distance from the bound it heads for."""
-    return jnp.where(up, 1 - w / state.high, 1 - w / state.low)
+constant = Affine(lambda state, up: jnp.zeros(up.shape, state.w.dtype))
+"""The same step everywhere."""
+linear = Affine(lambda state, up: jnp.where(up, state.slope_up, -state.slope_down))
+"""A step that changes linearly with w, by its own slope up and down; may turn round."""
+soft_bounds = Affine(lambda state, up: 1 / jnp.where(up, state.high, state.low))
+"""A step that shrinks in proportion to the distance from the bound it heads for."""
 
 
 def exponential(
@@ -137,6 +144,10 @@ def pulsed(
     name: str = "pulsed",
 ) -> Device:
     r"""Cells that a pulse moves by $\pm \Delta f(w) (1 + \sigma \xi)$, kept within their bounds.
+
+    Where f is linear in w (`constant`, `linear`, `soft_bounds`), the pulses of a call are one draw
+    with the moments of the train (`many_pulses.py`), which meets the bounds at its end; for other
+    shapes, the pulses come one after the other.
 
     Args:
         shape: f, how the step depends on the weight.
@@ -198,15 +209,25 @@ def pulsed(
         for_steps, for_write = jax.random.split(key)
         up = counts > 0
 
+        n = jnp.abs(counts)
+        step_ = jnp.where(up, state.up, -state.down)
+
         def one(i: Array, w: Cells) -> Cells:
             xi = jax.random.normal(jax.random.fold_in(for_steps, i), w.shape, w.dtype)
-            size = jnp.where(up, state.up, state.down)
-            move = size * shape(state, w, up)
-            move = move + v.pulse * xi * (size if additive else move)
-            new = jnp.clip(w + jnp.where(up, move, -move), state.low, state.high)
-            return jnp.where(i < jnp.abs(counts), new, w)
+            move = step_ * shape(state, w, up)
+            move = move + v.pulse * xi * (step_ if additive else move)
+            return jnp.where(i < n, jnp.clip(w + move, state.low, state.high), w)
 
-        w = jax.lax.fori_loop(0, jnp.max(jnp.abs(counts), initial=0), one, state.w)
+        if isinstance(shape, Affine):
+            slope = shape.slope(state, up)
+            law = after_pulses(
+                state.w, step_, slope, n.astype(step_.dtype), v.pulse, additive=additive
+            )
+            xi = jax.random.normal(for_steps, state.w.shape, state.w.dtype)
+            moved = jnp.clip(law.mean + jnp.sqrt(law.variance) * xi, state.low, state.high)
+            w = jnp.where(n > 0, moved, state.w)
+        else:
+            w = jax.lax.fori_loop(0, jnp.max(n, initial=0), one, state.w)
         touched = counts != 0
         seen = w
         if v.write:
@@ -228,25 +249,3 @@ def pulsed(
 def symmetry_point(state: PulsedState) -> Cells:
     """Where a step up and a step down of soft bounds are of one size."""
     return (state.up - state.down) / (state.up / state.high - state.down / state.low)
-
-
-def soft_bounds_moments(
-    w: Any, step: Any, bound: Any, pulses: int, noise: float, *, additive: bool
-) -> tuple[Any, Any]:
-    """Mean and variance of w after a number of pulses towards a bound, without being clipped.
-
-    Args:
-        w: where the cell was.
-        step: of one pulse at w = 0, towards the bound.
-        bound: with its sign.
-        pulses: how many.
-        noise: relative spread of a pulse.
-        additive: as in `pulsed`.
-    """
-    share = step / jnp.abs(bound)
-    keep, distance = 1 - share, bound - w
-    mean = bound - distance * keep**pulses
-    if additive:
-        return mean, (noise * step) ** 2 * (1 - keep ** (2 * pulses)) / (1 - keep**2)
-    second = (keep**2 + (noise * share) ** 2) ** pulses
-    return mean, distance**2 * (second - keep ** (2 * pulses))

@@ -16,7 +16,6 @@ from spikebit.simulator.devices.pulsed import (
     power,
     pulsed,
     soft_bounds,
-    soft_bounds_moments,
     symmetry_point,
 )
 
@@ -79,18 +78,24 @@ def test_a_train_is_the_published_step_again_and_again(name):
 
 
 @pytest.mark.parametrize("additive", [True, False])
-@pytest.mark.parametrize("pulses", [1, 5, 31])
-def test_soft_bounds_have_the_moments_of_the_closed_form(additive, pulses):
+@pytest.mark.parametrize("name", ["constant", "linear", "soft bounds"])
+def test_a_train_has_the_moments_of_its_pulses_one_by_one(name, additive):
+    """Moments by the recursion of the published step, a pulse at a time, in plain floats."""
     noise = Variation(0, 0, 0, 0, 0, pulse=0.5)
-    device = exact(soft_bounds, additive=additive, variation=noise)
-    state = device.init((N,), jax.random.key(0), 0.0)
-    w = np.asarray(train(device, state, pulses, seed=pulses).w, float)
-    mean, variance = soft_bounds_moments(0.0, 0.02, 1.0, pulses, 0.5, additive=additive)
-    assert abs(w.mean() - mean) < 4 * np.sqrt(variance / N)
-    kurtosis = np.mean(((w - w.mean()) / w.std()) ** 4)
-    assert abs(w.var() - variance) < 4 * variance * np.sqrt((kurtosis - 1) / N)
-    noise_free = 1 - (1 - 0.02) ** pulses
-    assert mean == pytest.approx(noise_free, rel=1e-6)
+    device = exact(SHAPES[name], additive=additive, variation=noise)
+    for pulses in (1, 5, -31):
+        up, mean, variance = pulses > 0, 0.0, 0.0
+        for _ in range(abs(pulses)):
+            step = by_hand(name, mean, up) - mean
+            keep = 1 + (by_hand(name, 0.5, up) - 0.5 - by_hand(name, 0.0, up)) / 0.5
+            ways = (0.02 / step) ** 2 if additive else 1  # noise in squares of the mean step
+            more = 0 if additive else 0.25 * (1 - keep) ** 2 * variance
+            variance = keep**2 * variance + more + 0.25 * ways * step**2
+            mean += step
+        state = device.init((N,), jax.random.key(0), 0.0)
+        w = np.asarray(train(device, state, pulses, seed=abs(pulses)).w, float)
+        assert abs(w.mean() - mean) < 4 * np.sqrt(variance / N)
+        assert abs(w.var() - variance) < 4 * variance * np.sqrt(2 / N)
 
 
 def test_alternating_pulses_lead_to_the_symmetry_point_from_anywhere():

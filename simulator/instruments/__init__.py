@@ -1,6 +1,18 @@
 """Instruments: arrays of cells behind calls, simulated, recorded, replayed, or on a real bench."""
 
 from .instrument import Capabilities, Instrument, InstrumentLost
+from .record import Recorder, record
+from .replay import Replay, ReplayError, replay
 from .simulated import SimulatedArray
 
-__all__ = ["Capabilities", "Instrument", "InstrumentLost", "SimulatedArray"]
+__all__ = [
+    "Capabilities",
+    "Instrument",
+    "InstrumentLost",
+    "Recorder",
+    "Replay",
+    "ReplayError",
+    "SimulatedArray",
+    "record",
+    "replay",
+]

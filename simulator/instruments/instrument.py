@@ -95,6 +95,11 @@ class Instrument(Protocol):
         """What it declares of itself."""
         ...
 
+    @property
+    def written(self) -> float:
+        """Time of the last write [s]."""
+        ...
+
     def identify(self) -> str:
         """Who it is: maker, model, serial number and version, with commas between."""
         ...
@@ -178,7 +183,7 @@ class Checked:
 
     def __init__(self, who: str, identity: str, capabilities: Capabilities, written: float = 0.0):
         self.who, self.capabilities = who, capabilities
-        self._identity, self._written, self._now = identity, written, written
+        self._identity, self.written, self._now = identity, written, written
 
     def identify(self) -> str:
         """See `Instrument`."""
@@ -189,14 +194,14 @@ class Checked:
         cells = check_target(self.who, self.capabilities, target)
         call = Call("program", self._time("program", time), cells)
         self._do(call)
-        self._now = self._written = call.time
+        self._now = self.written = call.time
 
     def apply_pulses(self, mask: Any, polarity: Any, count: Any, time: Any = None) -> None:
         """See `Instrument`."""
         cells = check_pulses(self.who, self.capabilities, mask, polarity, count)
         call = Call("apply_pulses", self._time("apply_pulses", time), cells)
         self._do(call)
-        self._now = self._written = call.time
+        self._now = self.written = call.time
 
     def read(self, time: Any = None) -> np.ndarray:
         """See `Instrument`."""
@@ -217,7 +222,7 @@ class Checked:
                 f"{self.who}.{what}: time is {t:g} s; the clock shows 0 to "
                 f"{self.capabilities.latest:g} s."
             )
-        check_time(self.who, what, t, self._written)
+        check_time(self.who, what, t, self.written)
         return t
 
     def _do(self, call: Call) -> Any:

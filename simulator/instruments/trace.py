@@ -1,6 +1,6 @@
 """The file of a recorded instrument: HDF5, one row a call, readable up to its last whole call.
 
-    header  attribute, JSON: format, version, identity, capabilities, written [s], position
+    header  attribute        JSON: format, version, identity, capabilities, written [s], position
     calls   (rows,)          op (an index into `OPS`), time [s], check (2^32 + a CRC-32 of the row)
     cells   (rows, *shape)   targets, signed pulse counts, or the reading; float32
 
@@ -26,7 +26,7 @@ OPS = ("program", "apply_pulses", "read")
 FORMAT, VERSION = "spikebit instrument trace", 1
 _CALL = np.dtype([("op", "u1"), ("time", "<f8"), ("check", "<u8")])
 _CELL = np.dtype("<f4")
-_LONGEST_HEADER = 2**16  # characters
+_LONGEST_HEADER = 2**16  # bytes
 _LONGEST_NAME = 200  # of an identity, characters
 
 
@@ -62,7 +62,7 @@ class Writer:
             )
         shape = header.capabilities.shape
         self._file = h5py().File(path, "w-", libver="latest")
-        self._file.attrs["header"] = json.dumps(
+        fields = json.dumps(
             {
                 "format": FORMAT,
                 "version": VERSION,
@@ -72,6 +72,7 @@ class Writer:
                 "position": header.position and header.position._asdict(),
             }
         )
+        self._file.attrs["header"] = np.bytes_(fields.encode())  # in place: a heap has no checksum
         self._cells = self._file.create_dataset(
             "cells", (0, *shape), _CELL, maxshape=(None, *shape), chunks=(1, *shape)
         )
@@ -155,11 +156,11 @@ class Trace:
         self._file.close()
 
     def _read_header(self) -> Header:
-        text = self._file.attrs.get("header")
-        if not isinstance(text, str) or len(text) > _LONGEST_HEADER:
-            raise self._bad("has no header, an attribute of text.")
+        kind = self._file.attrs.get_id("header").dtype if "header" in self._file.attrs else None
+        if kind is None or kind.kind != "S" or kind.itemsize > _LONGEST_HEADER:
+            raise self._bad("has no header, an attribute of text of fixed length.")
         try:
-            found = json.loads(text)
+            found = json.loads(bytes(self._file.attrs["header"]))
         except (ValueError, RecursionError) as error:
             raise self._bad(f"has a header that is no JSON: {error}") from error
         if not isinstance(found, Mapping) or found.get("format") != FORMAT:

@@ -3,7 +3,9 @@
 from .instrument import Capabilities, Instrument, InstrumentLost
 from .record import Recorder, record
 from .replay import Replay, ReplayError, replay
+from .server import serve, serving
 from .simulated import SimulatedArray
+from .visa import VisaInstrument, visa
 
 __all__ = [
     "Capabilities",
@@ -13,6 +15,10 @@ __all__ = [
     "Replay",
     "ReplayError",
     "SimulatedArray",
+    "VisaInstrument",
     "record",
     "replay",
+    "serve",
+    "serving",
+    "visa",
 ]

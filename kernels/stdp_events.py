@@ -54,10 +54,21 @@ def pack_events(step: np.ndarray, source: np.ndarray, steps: int) -> Events:
     Those before step 0 or after the last are left out. The list is filled up with -1 to a power
     of two, so that lists of similar length share what is compiled for them. Runs outside of `jit`.
 
+    Raises:
+        ValueError: other than whole numbers, not as many steps as inputs, or an input below 0.
+
     >>> pack_events(np.array([2, 0, 2, 2]), np.array([1, 4, 0, 1]), 3)
     Events(inputs=array([ 4,  0,  1, -1], dtype=int32), first=array([0, 1, 1, 3], dtype=int32))
     """
-    step, source = np.asarray(step, np.int64), np.asarray(source, np.int64)
+    step, source = np.asarray(step), np.asarray(source)
+    whole = all(a.dtype.kind in "iu" for a in (step, source) if a.size)
+    if not whole or step.shape != source.shape or step.ndim != 1 or source.min(initial=0) < 0:
+        raise ValueError(
+            f"pack_events: got steps of {step.dtype}{list(step.shape)} and inputs of "
+            f"{source.dtype}{list(source.shape)}, the least {source.min(initial=0)}; give one list "
+            "of whole numbers each, of one length, with inputs from 0 on."
+        )
+    step, source = step.astype(np.int64), source.astype(np.int64)
     inside = (step >= 0) & (step < steps)
     width = int(source.max(initial=0)) + 1
     place = np.sort(step[inside] * width + source[inside])

@@ -64,6 +64,21 @@ class FatiguingSTDP:
                 "at which a synapse that fired once would be silent."
             )
 
+    @property
+    def dt(self) -> float:
+        """The step of the pair rule."""
+        return self.pair.dt
+
+    @property
+    def w_min(self) -> float:
+        """That of the pair rule, for `stdp.bounded_update`."""
+        return self.pair.w_min
+
+    @property
+    def w_max(self) -> float:
+        """That of the pair rule, for `stdp.bounded_update`."""
+        return self.pair.w_max
+
     def init(self, pre_shape: tuple[int, ...], post_shape: tuple[int, ...]) -> FatigueState:
         """The state before any spike, for spikes of shapes (*batch, nin) and (*batch, n)."""
         return FatigueState(jnp.zeros(pre_shape), self.pair.init(pre_shape, post_shape))
@@ -146,7 +161,17 @@ def saturated_drive(weight: float, use: float, tau: float) -> float:
 
 
 def net_depression(rule: PairSTDP) -> float:
-    r"""$\beta = A_- \tau_- - A_+ \tau_+$: chance pairs change W by $-\beta r_{pre} r_{post}$."""
+    r"""$\beta = A_- \tau_- - A_+ \tau_+$: chance pairs change W by $-\beta r_{pre} r_{post}$.
+
+    Raises:
+        ValueError: a rule that is not additive or not all-to-all, for which this does not hold.
+    """
+    if (rule.dependence, rule.interaction) != ("additive", "all_to_all"):
+        raise ValueError(
+            f"The closed forms hold for additive all-to-all STDP; the rule is {rule.dependence} "
+            f'and {rule.interaction}: take PairSTDP(dependence="additive", '
+            'interaction="all_to_all"), or simulate.'
+        )
     return rule.a_minus * rule.tau_minus - rule.a_plus * rule.tau_plus
 
 
@@ -208,10 +233,12 @@ def potentiation_of_fast(
 ) -> float:  # fmt: skip
     r"""Condition 3: $A_+ \kappa W / (1 + U r_H \tau_F)$ over $\beta r_{post}$, below 1.
 
-    Then fast inputs without correlation, of rate r_H, are depressed.
+    Then fast inputs without correlation, of rate r_H, are depressed. Where chance pairs do not
+    depress, $\beta r_{post} \le 0$, nothing is, and it is infinite.
     """
     up = rule.a_plus * gain * weight * poisson_efficacy(rate, use, tau)
-    return up / (net_depression(rule) * post_rate)
+    down = net_depression(rule) * post_rate
+    return up / down if down > 0 else math.inf
 
 
 def potentiation_of_group(

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from .bptt import sequence_loss
 from .grapes import check_settings, importance, modulation_factor
-from .rule import LearningRule, Loss, RuleOutput, parameters
+from .rule import LearningRule, Loss, RuleOutput, check_chunk, parameters
 from .stack import as_stack
 
 _LECUN = nnx.initializers.lecun_normal()
@@ -242,6 +242,7 @@ def _rule(
         resets: Array | None = None,
     ) -> tuple[PyTree, RuleOutput]:
         del resets  # there is no state to put back
+        check_chunk(xs, targets, state)
         parts, join = stack.split(params)
         time = xs.shape[:2]
         x, pulls, layers = xs.reshape(-1, *xs.shape[2:]), [], []

@@ -128,7 +128,8 @@ def grapes(
 
     Raises:
         ValueError: for a setting that is none of these; by the maker it returns: for a network
-            without a hidden layer, or one with weights in another kind of layer.
+            without a hidden layer, or one with weights in another kind of layer, or for `rtrl`,
+            which passes no errors from layer to layer.
 
     References:
         Learning in deep neural networks using a biologically inspired optimizer, arXiv:2104.11604;
@@ -164,7 +165,7 @@ def grapes(
             grads = jax.tree.structure(params).unflatten(jax.tree.leaves(out.grads))
             return state, out._replace(grads=grads)
 
-        return LearningRule(init, step, make_rule(network, loss).truncates)
+        return LearningRule(init, step, modulated(parameters(network))[0].truncates)
 
     return make
 

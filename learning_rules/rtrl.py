@@ -21,10 +21,20 @@ def rtrl(network: nnx.Module, loss: Loss) -> LearningRule:
         network: a `Network`, or one bare cell.
         loss: loss of one time step, (batch, n_out), targets -> (batch,).
 
+    Raises:
+        ValueError: a network that is no cell; that is what `grapes` makes of one, which has no
+            errors between layers to change here.
+
     References:
         A learning algorithm for continually running fully recurrent neural networks, Neural
         Computation 1(2) (1989).
     """
+    if not isinstance(network, nnx.RNNCellBase):
+        raise ValueError(
+            f"rtrl takes a network that is one cell as a whole, found {type(network).__name__}: "
+            "give a Network, and for GRAPES another rule, since within one cell no errors go from "
+            "layer to layer."
+        )
     graphdef, _, constants = nnx.split(network, nnx.Param, ...)
     whole = Stack((Layer("The network", "cell", graphdef, constants),), single=True)
     rule = of_traces(whole, [trace_of(whole.layers[0], "full", spatial=True)], loss)

@@ -56,12 +56,12 @@ def check_chunk(xs: Array, targets: Any, carries: PyTree) -> None:
     """Refuses a chunk whose arrays do not belong together.
 
     Raises:
-        ValueError: no time step, or a batch of another size in the targets or in the state.
+        ValueError: no time step or sample, or another batch in the targets or in the state.
     """
-    if xs.ndim < 2 or xs.shape[0] < 1:
+    if xs.ndim < 2 or 0 in xs.shape[:2]:
         raise ValueError(
-            "A rule takes inputs of shape (time, batch, *features) with at least one time step; "
-            f"got shape {tuple(xs.shape)}."
+            "A rule takes inputs of shape (time, batch, *features) with at least one time step "
+            f"and one sample; got shape {tuple(xs.shape)}."
         )
     for path, leaf in jax.tree_util.tree_leaves_with_path(targets):
         if jnp.shape(leaf)[:2] != xs.shape[:2]:

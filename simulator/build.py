@@ -304,6 +304,11 @@ def make_rule(settings: Rule, seed: int = 0) -> MakeRule:
     plain = _plain_rule(settings, seed)
     if settings.grapes in (None, "local"):  # which belongs to the optimizer
         return plain
+    if settings.name == "rtrl":
+        raise ValueError(
+            f'rule.grapes = "{settings.grapes}" does not apply to rule.name = "rtrl", which passes '
+            'no errors from layer to layer: choose rule.grapes = "local", or another rule'
+        )
     factor = "grapes" if settings.grapes == "propagating" else settings.grapes
     return grapes(plain, factor=factor, key=key_for(seed, Purpose.GRAPES))
 

@@ -75,6 +75,11 @@ def cases(settings: Settings, seed: int) -> list[dict[str, Any]]:
                 f"study.{name} = {max(values)}: {settings.inputs} inputs with {settings.lags} lags "
                 f"have {most} at most"
             )
+    if settings.threshold > settings.inputs:
+        raise ValueError(
+            f"study.threshold = {settings.threshold}: a teacher with study.inputs = "
+            f"{settings.inputs} fires at {settings.inputs} at most"
+        )
     learned = [
         {"kernel": "learned", "start": start, "end": end, "share": share}
         for start, end, share in settings.sigmas
@@ -174,7 +179,14 @@ def _problem(settings: Settings, seed: int, index: int) -> _Problem:
     xs = jax.random.bernoulli(spike_key, settings.rate, shape).astype(jnp.float32)
     teacher = (jnp.arange(settings.lags)[:, None] == delays).astype(jnp.float32)[..., None]
     count = causal_convolution(jnp.moveaxis(xs, 0, 1), teacher)[..., 0].T
-    return _Problem(delays, xs, (count > settings.threshold - 0.5).astype(jnp.float32))
+    fires = count > settings.threshold - 0.5
+    if (often := int(fires[0].sum())) in (0, settings.steps):
+        raise ValueError(
+            f"the teacher fires in {often} of study.steps = {settings.steps}, so there is nothing "
+            f"to learn: {'lower' if often == 0 else 'raise'} study.threshold = "
+            f"{settings.threshold}, or change study.rate = {settings.rate}"
+        )
+    return _Problem(delays, xs, fires.astype(jnp.float32))
 
 
 @functools.lru_cache(maxsize=8)  # all dense cases judge the same kernels

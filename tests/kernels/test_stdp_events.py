@@ -190,6 +190,14 @@ def test_packing_sorts_and_drops_what_is_outside():
     assert events.first.tolist() == [0, 1, 1, 1, 3, 3]
 
 
+@pytest.mark.parametrize(
+    ("step", "source"), [([1, 2], [0, -1]), ([1.0], [0]), ([1], [np.nan]), ([1, 2], [0]), (1, 0)]
+)
+def test_spikes_that_are_no_lists_of_inputs_are_refused(step, source):
+    with pytest.raises(ValueError, match=r"pack_events: got steps of .* with inputs from 0 on"):
+        pack_events(np.array(step), np.array(source), 5)
+
+
 def test_bad_arrays_are_refused():
     start, events = event_state(weights()), packed(raster())
     with pytest.raises(ValueError, match=r"event_state\(weights\)"):

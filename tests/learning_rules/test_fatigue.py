@@ -7,7 +7,7 @@ import pytest
 
 from spikebit.learning_rules import fatigue
 from spikebit.learning_rules.fatigue import FatiguingSTDP
-from spikebit.learning_rules.stdp import PairSTDP, apply_update
+from spikebit.learning_rules.stdp import PairSTDP, apply_update, bounded_update
 
 PAIR = PairSTDP(a_plus=0.03, a_minus=0.033, tau_plus=17.0, tau_minus=34.0)
 
@@ -40,7 +40,8 @@ def test_without_fatigue_it_is_pair_stdp_bit_for_bit():
         pair, change = PAIR.step(pair, w, pre, post)
         np.testing.assert_array_equal(delta, change)
         np.testing.assert_array_equal(state.pair.pre, pair.pre)
-        w = apply_update(PAIR, w, delta)
+        w = apply_update(rule, w, delta)
+        assert (bounded_update(rule, w, 2 - w) == 1 - w).all()
     assert len(np.unique(w)) > 3
 
 
@@ -156,8 +157,10 @@ def test_drift_is_that_of_the_rule(use):
     assert (np.abs(found - alone) > 0.3 * np.abs(found)).tolist() == [True, True, False]
 
 
-def test_conditions_are_the_signs_of_the_drift():
-    rule = PairSTDP(a_plus=0.003, a_minus=0.0033, tau_plus=0.02, tau_minus=0.02)
+@pytest.mark.parametrize("a_minus", [0.0033, 0.003, 0.0027])
+def test_conditions_are_the_signs_of_the_drift(a_minus):
+    """Also where chance pairs change nothing, or potentiate."""
+    rule = PairSTDP(a_plus=0.003, a_minus=a_minus, tau_plus=0.02, tau_minus=0.02)
     use, tau, gain, count, c = 0.5, 0.2, 0.05, 20, 0.4
     for post_rate in (5.0, 20.0, 60.0, 300.0):
         for rate in (5.0, 50.0):
@@ -171,6 +174,9 @@ def test_conditions_are_the_signs_of_the_drift():
             assert (fatigue.potentiation_of_fast(rule, *settings) > 1) == (of_fast > 0)
             group = fatigue.potentiation_of_group(rule, count, c, *settings)
             assert (group > 1) == (of_group > 0)
+            if a_minus > rule.a_plus:  # at `group` times the output rate both terms are equal
+                balanced = fatigue.drift(rule, *ones, shared, group * post_rate, gain)[0]
+                assert abs(balanced) < 1e-5 * (of_group - of_fast)
     assert fatigue.rate_suppression(jnp.array([50.0, 5.0]), use, tau) == pytest.approx(0.5)
     fast, learning = fatigue.time_separation(tau, jnp.array([0.01, 0.02]), 60.0)
     assert (float(fast), learning) == (pytest.approx(10.0), pytest.approx(300.0))
@@ -185,6 +191,9 @@ def test_threshold_falls_with_the_drive():
 
 
 def test_bad_settings_are_refused():
+    for other in ({"dependence": "multiplicative"}, {"interaction": "nearest"}):
+        with pytest.raises(ValueError, match=r"hold for additive all-to-all STDP; the rule is"):
+            fatigue.potentiation_of_fast(PairSTDP(**other), 5.0, 0.5, 0.2, 5.0, 0.1)
     with pytest.raises(ValueError, match=r"use is 1\.0; give 0"):
         FatiguingSTDP(use=1.0)
     with pytest.raises(ValueError, match=r"tau_fatigue is 0\.0"):

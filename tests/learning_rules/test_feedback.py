@@ -217,6 +217,14 @@ def test_convolutions_are_matrices(direct, factor):
 def test_what_is_refused():
     net, key = network(), jax.random.key(0)
     feedback = feedback_weights(net, key)
+    (xs, targets), params = data(), parameters(net)
+    for rule in (feedback_alignment(net, LOSS, feedback), bptt(net, LOSS)):
+        state = rule.init(params, xs)
+        with pytest.raises(ValueError, match=r"targets has shape \(2, 1, 3\)"):
+            rule.step(params, state, xs, targets[:, :1])
+        for none in (xs[:0], xs[:, :0]):
+            with pytest.raises(ValueError, match=r"one time step and one sample; got shape"):
+                rule.step(params, state, none, targets)
     with pytest.raises(ValueError, match=r"direct_feedback_alignment got .*\(8, 7\).*direct=True"):
         direct_feedback_alignment(net, LOSS, feedback)
     with pytest.raises(ValueError, match=r"needs \[\(8, 7\), \(7, 6\), \(6, 3\)\]"):

@@ -390,6 +390,8 @@ def test_bad_input_is_told_what_would_work():
             make(factor="perm")
     with pytest.raises(ValueError, match="1 layers with input weights: it needs two"):
         grapes(bptt)(dense(5, 3), LOSS)
+    with pytest.raises(ValueError, match=r"rtrl takes .* one cell.* for GRAPES another rule"):
+        grapes(rules.rtrl)(network, LOSS)
     with pytest.raises(ValueError, match="0 layers with input weights"):
         grapes(bptt)(Network([SNUCell(None, 3)]), LOSS)
     with pytest.raises(ValueError, match=r"Layer 0 \(Embed\) has weights"):

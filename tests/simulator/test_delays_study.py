@@ -99,3 +99,13 @@ def test_more_than_there_is_cannot_be_kept():
         delays.cases(delays.Settings(inputs=2), 0)
     with pytest.raises(ValueError, match=r"study.shortened = 24: .* 20 lags have 20 at most"):
         delays.cases(delays.Settings(lags=20, keep=()), 0)
+
+
+def test_a_teacher_that_never_or_always_fires_is_refused():
+    with pytest.raises(ValueError, match=r"study\.threshold = 11: .* study\.inputs = 10"):
+        delays.cases(delays.Settings(threshold=11), 0)
+    case = {"kernel": "learned", "start": 1.0, "end": 1.0, "share": 1.0}
+    for often, change in (("0 of", {"threshold": 10}), ("40 of", {"lags": 1, "rate": 1.0})):
+        settings = delays.Settings(steps=40, updates=1, **change)
+        with pytest.raises(ValueError, match=rf"fires in {often} .*study\.threshold.*study\.rate"):
+            delays.measure(settings, 0, case)

@@ -165,6 +165,8 @@ def test_an_experiment_modulates_its_rule_or_its_updates():
 
         return run(params)
 
+    with pytest.raises(ValueError, match=r'rule\.grapes = "perm" .* "rtrl".*"local"'):
+        job("perm", "rtrl")
     without, local = job(None), updates(job("local"))
     network, plain = without.network, updates(without)
     params = parameters(network)

@@ -1,5 +1,6 @@
 """Instruments: arrays of cells behind calls, simulated, recorded, replayed, or on a real bench."""
 
+from .in_the_loop import on_instruments
 from .instrument import Capabilities, Instrument, InstrumentLost
 from .record import Recorder, record
 from .replay import Replay, ReplayError, replay
@@ -16,6 +17,7 @@ __all__ = [
     "ReplayError",
     "SimulatedArray",
     "VisaInstrument",
+    "on_instruments",
     "record",
     "replay",
     "serve",

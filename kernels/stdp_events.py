@@ -79,8 +79,10 @@ def pack_events(step: np.ndarray, source: np.ndarray, steps: int) -> Events:
     return Events(inputs, first.astype(np.int32))
 
 
-def event_state(weights: Float[Array, "nin n"]) -> EventState:
-    """Weights before any spike."""
+def event_state(weights: Float[Array, "..."]) -> EventState:
+    """Weights (nin, n) before any spike."""
+    if weights.ndim != 2:
+        raise ValueError(f"event_state: weights have shape {weights.shape}; give (nin, n).")
     nin, n = weights.shape
     inputs, units = jnp.zeros(nin, weights.dtype), jnp.zeros(n, weights.dtype)
     return EventState(weights, inputs, inputs, units, units)

@@ -58,6 +58,8 @@ class FatiguingSTDP:
     def __post_init__(self):
         """Checks the settings."""
         check_positive(self, "tau_fatigue")
+        if not isinstance(self.pair, PairSTDP):
+            raise ValueError(f"FatiguingSTDP: pair is {type(self.pair).__name__}; give a PairSTDP.")
         if not 0 <= self.use < 1:
             raise ValueError(
                 f"FatiguingSTDP: use is {self.use}; give 0 (no fatigue) or more, but less than 1, "

@@ -55,17 +55,26 @@ class SynapticScaling:
 
     def step(
         self,
-        rates: Float[Array, "*batch n"],
+        rates: Float[Array, "..."],
         weights: Float[Array, "nin n"],
-        post: Float[Array, "*batch n"],
+        post: Float[Array, "..."],
     ) -> tuple[Float[Array, "*batch n"], Float[Array, "nin n"]]:
         """One time step: the rates, and the change of the weights, the mean over the batch.
 
         Args:
-            rates: after the last step.
+            rates: after the last step, (*batch, n).
             weights: W.
-            post: spikes of the units in this step.
+            post: spikes of the units in this step, (*batch, n).
+
+        Raises:
+            ValueError: arrays that do not fit, or a batch without a sample.
         """
+        if rates.shape != post.shape or post.shape[-1:] != weights.shape[1:] or 0 in post.shape:
+            raise ValueError(
+                f"SynapticScaling.step: rates have shape {rates.shape} and post {post.shape} for "
+                f"weights of shape {weights.shape}; both must be (*batch, n) for weights (nin, n), "
+                "with at least one sample: make the rates with init(post.shape)."
+            )
         rates = rates - math.expm1(-self.dt / self.tau) * (post / self.dt - rates)
         error = self.target - jnp.mean(rates.reshape(-1, rates.shape[-1]), 0)
         return rates, self.rate * self.dt * weights * error
@@ -83,7 +92,14 @@ def threshold_change(
         spikes: s, of this step, 0 or 1; averaged over the batch.
         target: p*, the spikes per step to be reached.
         rate: alpha, the change of a threshold for one spike [unit of the threshold].
+
+    Raises:
+        ValueError: no sample.
     """
+    if 0 in spikes.shape:
+        raise ValueError(
+            f"threshold_change: spikes of shape {spikes.shape} have no mean: give one or more."
+        )
     return rate * (jnp.mean(spikes.reshape(-1, spikes.shape[-1]), 0) - target)
 
 
@@ -111,8 +127,9 @@ def normalised(
     # divided by the largest first, for squares of small weights vanish
     largest = jnp.max(jnp.abs(weights), 0)
     ratios = weights / jnp.where(largest > 0, largest, 1)
-    norm = jnp.sum(jnp.abs(ratios), 0) if order == 1 else jnp.sqrt(jnp.sum(ratios**2, 0))
-    return ratios * (total / jnp.where(largest > 0, norm, 1))
+    power = jnp.sum(jnp.abs(ratios) ** order, 0)
+    power = jnp.where(largest > 0, power, 1)  # before the root, which has no derivative at 0
+    return ratios * (total / (power if order == 1 else jnp.sqrt(power)))
 
 
 def lateral_inhibition(

@@ -12,13 +12,22 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from .stdp import PairState, PairSTDP, TripletState, TripletSTDP, check_positive
+from .fatigue import FatigueState, FatiguingSTDP
+from .stdp import (
+    PairState,
+    PairSTDP,
+    TripletState,
+    TripletSTDP,
+    check_finite,
+    check_positive,
+    check_shapes,
+)
 
 
 class RewardState(NamedTuple):
     """What is kept between two steps."""
 
-    traces: PairState | TripletState  # of the rule
+    traces: PairState | TripletState | FatigueState  # of the rule
     eligibility: Float[Array, "*batch nin n"] | None  # e; None where none is kept (tau_e None)
     baseline: Float[Array, "*batch"]  # the mean reward so far
 
@@ -52,13 +61,19 @@ class RewardSTDP:
         Neural Computation 19, 2007.
     """
 
-    rule: PairSTDP | TripletSTDP
+    rule: PairSTDP | TripletSTDP | FatiguingSTDP
     eta: float = 1.0
     tau_e: float | None = 25.0
     tau_baseline: float | None = None
 
     def __post_init__(self):
         """Checks the settings."""
+        if not isinstance(self.rule, PairSTDP | TripletSTDP | FatiguingSTDP):
+            raise ValueError(
+                f"RewardSTDP: rule is {type(self.rule).__name__}; give a PairSTDP, TripletSTDP or "
+                "FatiguingSTDP."
+            )
+        check_finite(self, "eta")
         times = ("tau_e", "tau_baseline")
         check_positive(self, *(name for name in times if getattr(self, name) is not None))
 
@@ -85,7 +100,7 @@ class RewardSTDP:
         weights: Float[Array, "nin n"],
         pre: Float[Array, "..."],
         post: Float[Array, "..."],
-        reward: Float[Array, "..."],
+        reward: Float[Array, "..."] | float,
         key: PRNGKeyArray | None = None,
     ) -> tuple[RewardState, Float[Array, "nin n"]]:
         """One time step: the new state, and the change of the weights.
@@ -95,17 +110,25 @@ class RewardSTDP:
             weights: W.
             pre: spikes of the inputs, 0 or 1, (*batch, nin).
             post: spikes of the units, 0 or 1, (*batch, n).
-            reward: r of each sample in this step, (*batch).
+            reward: r of each sample in this step, (*batch); a number for one sample without batch.
             key: of stochastically rounded traces, a new one at each step.
 
         Raises:
-            ValueError: rewards or spikes that do not fit.
+            ValueError: rewards, spikes or a state that do not fit.
         """
-        batch = pre.shape[:-1]
+        check_shapes(self, weights, pre, post)
+        batch, reward = pre.shape[:-1], jnp.asarray(reward)
         if reward.shape != batch:
             raise ValueError(
                 f"RewardSTDP.step: reward has shape {reward.shape} and the spikes {pre.shape}; "
                 f"one reward for each sample has shape {batch}."
+            )
+        fitting = jax.eval_shape(lambda: self.init(pre.shape, post.shape))
+        if _shapes(state) != _shapes(fitting):
+            raise ValueError(
+                f"RewardSTDP.step: the state is not that of spikes of shapes {pre.shape} and "
+                f"{post.shape} with tau_e={self.tau_e}; make it with this rule's "
+                f"init({pre.shape}, {post.shape})."
             )
         step: Callable[..., Any] = self.rule.step
         for _ in batch:  # the rule averages over a batch, and each sample has its own reward
@@ -123,3 +146,8 @@ class RewardSTDP:
         learned = success[..., None, None] * term
         delta = self.eta * jnp.mean(learned.reshape(-1, *weights.shape), 0)
         return RewardState(traces, eligibility, baseline), delta
+
+
+def _shapes(state: RewardState) -> list[tuple[str, tuple[int, ...]]]:
+    leaves = jax.tree_util.tree_leaves_with_path(state)
+    return [(jax.tree_util.keystr(path), leaf.shape) for path, leaf in leaves]

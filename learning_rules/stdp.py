@@ -6,6 +6,7 @@ voltages and homeostasis have files of their own.
 """
 
 import math
+import numbers
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, runtime_checkable
 
@@ -103,6 +104,7 @@ class PairSTDP:
         check_choice(self, "dependence", DEPENDENCES)
         check_choice(self, "coincidence", COINCIDENCES)
         check_bounds(self)
+        check_finite(self, "a_plus", "a_minus", "mu")
         if not self.mu >= 0:
             raise ValueError(
                 f"PairSTDP: mu is {self.mu}; it must be at least 0 (0 is additive, 1 fully "
@@ -205,6 +207,7 @@ class TripletSTDP:
     def __post_init__(self):
         """Checks the settings."""
         check_positive(self, "dt", "tau_plus", "tau_minus", "tau_x", "tau_y")
+        check_finite(self, "a2_plus", "a2_minus", "a3_plus", "a3_minus")
         check_choice(self, "interaction", INTERACTIONS)
         check_choice(self, "coincidence", COINCIDENCES)
         check_bounds(self)
@@ -305,11 +308,19 @@ def check_positive(rule: object, *names: str) -> None:
     """Refuses settings that must be positive numbers and are not."""
     for name in names:
         value = getattr(rule, name)
-        if not 0 < value < math.inf:
+        if value is None or not 0 < value < math.inf:
             raise ValueError(
                 f"{type(rule).__name__}: {name} is {value}; it must be a positive number, and all "
                 "times of a rule are in one unit, such as ms."
             )
+
+
+def check_finite(rule: object, *names: str) -> None:
+    """Refuses numbers that would make every weight NaN; traced ones cannot be looked at."""
+    for name in names:
+        value = getattr(rule, name)
+        if isinstance(value, numbers.Real) and not math.isfinite(value):
+            raise ValueError(f"{type(rule).__name__}: {name} is {value}; give a finite number.")
 
 
 def check_choice(rule: object, name: str, choices: tuple[str, ...]) -> None:
@@ -334,16 +345,24 @@ def check_spikes(
     rule: object, weights: Array, pre: Array, post: Array, pre_trace: Array, post_trace: Array
 ) -> None:
     """Refuses spikes that do not fit the weights, each other or the traces."""
-    batch, (nin, n) = pre.shape[:-1], weights.shape
-    if pre.shape != (*batch, nin) or post.shape != (*batch, n):
-        raise ValueError(
-            f"{type(rule).__name__}.step: pre has shape {pre.shape} and post {post.shape} for "
-            f"weights of shape {weights.shape}; they must be (*batch, {nin}) and (*batch, {n}) "
-            "with one batch."
-        )
+    check_shapes(rule, weights, pre, post)
     if (pre_trace.shape, post_trace.shape) != (pre.shape, post.shape):
         raise ValueError(
             f"{type(rule).__name__}.step: the state has traces of shapes {pre_trace.shape} and "
             f"{post_trace.shape} for spikes of shapes {pre.shape} and {post.shape}; make it with "
             f"init({pre.shape}, {post.shape})."
+        )
+
+
+def check_shapes(rule: object, weights: Array, pre: Array, post: Array) -> None:
+    """Refuses spikes that do not fit the weights or each other, and batches without a sample."""
+    batch, fits = pre.shape[:-1], False
+    if weights.ndim == 2:
+        nin, n = weights.shape
+        fits = (pre.shape, post.shape) == ((*batch, nin), (*batch, n)) and 0 not in batch
+    if not fits:
+        raise ValueError(
+            f"{type(rule).__name__}.step: pre has shape {pre.shape} and post {post.shape} for "
+            f"weights of shape {weights.shape}; they must be (*batch, nin) and (*batch, n) for "
+            "weights (nin, n), with one batch of at least one sample."
         )

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from .stdp import check_bounds, check_positive, check_spikes, mean_product
+from .stdp import check_bounds, check_finite, check_positive, check_spikes, mean_product
 from .synaptic_trace import decayed_trace
 
 
@@ -81,6 +81,7 @@ class VoltageSTDP:
     def __post_init__(self):
         """Checks the settings."""
         check_positive(self, "dt", "tau_x", "tau_minus", "tau_plus", "tau_mean")
+        check_finite(self, "a_ltd", "a_ltp", "theta_minus", "theta_plus", "rest")
         check_bounds(self)
         if self.u_ref is not None:
             check_positive(self, "u_ref")

@@ -200,6 +200,8 @@ def test_spikes_that_are_no_lists_of_inputs_are_refused(step, source):
 
 def test_bad_arrays_are_refused():
     start, events = event_state(weights()), packed(raster())
+    with pytest.raises(ValueError, match=r"event_state: .*\(9,\); give \(nin, n\)"):
+        event_state(weights()[:, 0])
     with pytest.raises(ValueError, match=r"event_state\(weights\)"):
         stdp_events(start._replace(post=jnp.zeros(NIN)), events, settings())
     with pytest.raises(ValueError, match="make all of it float32"):

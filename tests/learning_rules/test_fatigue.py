@@ -7,7 +7,7 @@ import pytest
 
 from spikebit.learning_rules import fatigue
 from spikebit.learning_rules.fatigue import FatiguingSTDP
-from spikebit.learning_rules.stdp import PairSTDP, apply_update, bounded_update
+from spikebit.learning_rules.stdp import PairSTDP, TripletSTDP, apply_update, bounded_update
 
 PAIR = PairSTDP(a_plus=0.03, a_minus=0.033, tau_plus=17.0, tau_minus=34.0)
 
@@ -196,5 +196,9 @@ def test_bad_settings_are_refused():
             fatigue.potentiation_of_fast(PairSTDP(**other), 5.0, 0.5, 0.2, 5.0, 0.1)
     with pytest.raises(ValueError, match=r"use is 1\.0; give 0"):
         FatiguingSTDP(use=1.0)
+    rule = FatiguingSTDP()
+    object.__setattr__(rule, "pair", TripletSTDP())  # past the type check of the tests
+    with pytest.raises(ValueError, match="pair is TripletSTDP; give a PairSTDP"):
+        rule.__post_init__()
     with pytest.raises(ValueError, match=r"tau_fatigue is 0\.0"):
         FatiguingSTDP(tau_fatigue=0.0)

@@ -88,6 +88,8 @@ def test_normalised_columns_have_the_norm_and_the_direction(order):
     before = np.asarray(weights, np.float64)[:, :3]
     cosine = (got[:, :3] * before).sum(0) / np.linalg.norm(before, axis=0)
     np.testing.assert_allclose(cosine / np.linalg.norm(got[:, :3], axis=0), 1, rtol=50 * EPS)
+    slope = jax.grad(lambda w: normalised(w, 3.0, order=order)[0].sum())(weights[:, 1::2])
+    assert np.isfinite(slope).all()  # also of the column of zeros
 
 
 def test_inhibition_comes_from_the_others():
@@ -106,6 +108,12 @@ def test_only_the_winner_spikes():
 def test_bad_input_is_named():
     with pytest.raises(ValueError, match=r"SynapticScaling: target is 0\.0; it must be a positive"):
         SynapticScaling(target=0.0)
+    rule = SynapticScaling(target=0.1)
+    for post, w in (((2,), (3, 1)), ((0, 1), (3, 1))):
+        with pytest.raises(ValueError, match=r"SynapticScaling\.step: .*init\(post\.shape\)"):
+            rule.step(rule.init(post), jnp.ones(w), jnp.zeros(post))
+    with pytest.raises(ValueError, match=r"spikes of shape \(0, 3\) have no mean"):
+        threshold_change(jnp.zeros((0, 3)), 0.1, 0.1)
     with pytest.raises(ValueError, match=r"order is 3 and total 1\.0; the order must be 1 or 2"):
         normalised(jnp.ones((2, 2)), 1.0, order=3)
     with pytest.raises(ValueError, match="total a positive number"):

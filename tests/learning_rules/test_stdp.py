@@ -1,11 +1,14 @@
 """Pair STDP: its window, its drift, its bounds, and weights in a number format."""
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from spikebit.learning_rules import PairSTDP, apply_update, bounded_update
+from spikebit.learning_rules.stdp import check_positive, check_spikes
 from spikebit.quant.memory import float32, losses, number_format
 from spikebit.quant.storage import storage
 
@@ -260,6 +263,10 @@ def test_traces_can_be_kept_in_a_format():
         ({"coincidence": "none"}, "choose one of ignore, potentiate, depress, both"),
         ({"w_min": 1.0}, "w_min must be the smaller"),
         ({"mu": -1.0}, "mu is -1.0; it must be at least 0"),
+        ({"mu": float("inf")}, "mu is inf; give a finite number"),
+        ({"a_plus": float("nan")}, "a_plus is nan; give a finite number"),
+        ({"a_minus": float("inf")}, "a_minus is inf"),
+        ({"tau_plus": float("nan")}, "tau_plus is nan; it must be a positive number"),
     ],
 )
 def test_bad_settings_are_named(settings, message):
@@ -267,9 +274,18 @@ def test_bad_settings_are_named(settings, message):
         PairSTDP(**settings)
 
 
+def test_no_time_at_all_is_named():
+    with pytest.raises(ValueError, match="tau_e is None; it must be a positive number"):
+        check_positive(SimpleNamespace(tau_e=None), "tau_e")
+
+
 def test_spikes_that_do_not_fit_are_named():
     rule, weights = PairSTDP(), jnp.zeros((3, 2))
-    with pytest.raises(ValueError, match=r"must be \(\*batch, 3\) and \(\*batch, 2\)"):
-        rule.step(rule.init((4, 2), (4, 2)), weights, jnp.zeros((4, 2)), jnp.zeros((4, 2)))
+    for nin, batch in ((2, 4), (3, 0)):
+        pre, post = jnp.zeros((batch, nin)), jnp.zeros((batch, 2))
+        with pytest.raises(ValueError, match=r"and \(\*batch, n\) for .* at least one sample"):
+            rule.step(rule.init(pre.shape, post.shape), weights, pre, post)
+    with pytest.raises(ValueError, match=r"weights of shape \(3,\); they must be"):
+        check_spikes(rule, weights[:, 0], jnp.zeros(3), jnp.zeros(2), jnp.zeros(3), jnp.zeros(2))
     with pytest.raises(ValueError, match=r"make it with init\(\(5, 3\), \(5, 2\)\)"):
         rule.step(rule.init((4, 3), (4, 2)), weights, jnp.zeros((5, 3)), jnp.zeros((5, 2)))

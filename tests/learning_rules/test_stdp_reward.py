@@ -5,7 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from spikebit.learning_rules import PairSTDP, RewardSTDP, TripletSTDP, bounded_update
+from spikebit.learning_rules import (
+    FatiguingSTDP,
+    PairSTDP,
+    RewardSTDP,
+    TripletSTDP,
+    VoltageSTDP,
+    bounded_update,
+)
 from spikebit.quant.storage import storage
 
 EPS = float(np.finfo(np.float32).eps)
@@ -110,10 +117,35 @@ def test_it_works_on_one_sample_with_rounded_traces_and_keeps_to_the_bounds_of_i
     assert (np.asarray(batched.traces.pre[0]) != np.asarray(batched.traces.pre[1])).any()
 
 
+def test_the_reward_may_be_that_of_a_fatiguing_rule():
+    tired, weights = FatiguingSTDP(PAIR), jnp.full((2, 1), 0.5)
+    rule = RewardSTDP(tired, tau_e=None)
+    state, alone = rule.init((2,), (1,)), tired.init((2,), (1,))
+    for pre in (jnp.array([1.0, 0.0]), jnp.array([0.0, 1.0])):
+        post = jnp.ones(1)
+        state, got = rule.step(state, weights, pre, post, 2.0)
+        alone, delta = tired.step(alone, weights, pre, post)
+        np.testing.assert_allclose(got, 2 * delta, rtol=2 * EPS)
+        assert delta.any() == (pre[1] > 0)
+    np.testing.assert_array_equal(state.traces.fatigue, alone.fatigue)
+
+
 def test_bad_input_is_named():
     with pytest.raises(ValueError, match=r"RewardSTDP: tau_e is 0\.0; it must be a positive"):
         RewardSTDP(PAIR, tau_e=0.0)
+    with pytest.raises(ValueError, match="eta is nan; give a finite number"):
+        RewardSTDP(PAIR, eta=float("nan"))
+    rule = RewardSTDP(PAIR)
+    object.__setattr__(rule, "rule", VoltageSTDP())  # past the type check of the tests
+    with pytest.raises(ValueError, match="rule is VoltageSTDP; give a PairSTDP"):
+        rule.__post_init__()
     rule = RewardSTDP(PAIR)
     spikes = jnp.zeros((4, 1))
+    for made, batch in ((rule, 3), (RewardSTDP(PAIR, tau_e=None), 4)):
+        state = made.init((batch, 1), (batch, 1))
+        with pytest.raises(ValueError, match=r"with tau_e=25.0; make it with this rule's init"):
+            rule.step(state, jnp.zeros((1, 1)), spikes, spikes, jnp.zeros(4))
+    with pytest.raises(ValueError, match=r"RewardSTDP\.step: pre has shape \(4, 1\) and post \(3,"):
+        rule.step(rule.init((4, 1), (4, 1)), jnp.zeros((1, 1)), spikes, spikes[1:], jnp.zeros(4))
     with pytest.raises(ValueError, match=r"one reward for each sample has shape \(4,\)"):
         rule.step(rule.init((4, 1), (4, 1)), jnp.zeros((1, 1)), spikes, spikes, jnp.zeros(()))

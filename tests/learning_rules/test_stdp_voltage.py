@@ -107,6 +107,9 @@ def test_pre_before_a_spike_potentiates_and_after_it_depresses():
 def test_bad_input_is_named():
     with pytest.raises(ValueError, match=r"VoltageSTDP: u_ref is 0\.0; it must be a positive"):
         VoltageSTDP(u_ref=0.0)
+    for name in ("a_ltd", "a_ltp", "theta_minus", "theta_plus", "rest"):
+        with pytest.raises(ValueError, match=f"{name} is nan; give a finite number"):
+            VoltageSTDP(**{name: float("nan")})
     rule = VoltageSTDP()
     with pytest.raises(ValueError, match=r"VoltageSTDP.step: pre has shape \(1, 2\)"):
         rule.step(

@@ -12,6 +12,7 @@ import sys
 from typing import Any, NoReturn
 
 from .. import __version__
+from .instruments import command as bench
 
 CELLS = ("snu", "soft_snu", "lif", "synaptic_lif", "alif", "lstm", "gru", "simple")
 
@@ -95,6 +96,9 @@ def _parser() -> argparse.ArgumentParser:
     ):
         rules.add_argument(f"--{name}", type=int, default=value, help=f"{text} ({value})")
     rules.add_argument("--rules", default="bptt,ostl", help="names with commas (bptt,ostl)")
+    bench.add_arguments(
+        command("instrument", _instrument, "Serve simulated cells as a SCPI bench.")
+    )
     return parser
 
 
@@ -165,6 +169,10 @@ def _rules(args: argparse.Namespace) -> None:
     _print_table(args, [{k: v for k, v in r.items() if k not in ("exact", "leaves")} for r in rows])
     for row in rows:
         print(f"{row['rule']}: {row['exact']}")
+
+
+def _instrument(args: argparse.Namespace) -> None:
+    bench.run(args, _print_json)
 
 
 def _print_table(

@@ -72,6 +72,14 @@ def test_the_example_runs_and_its_loss_falls(capsys):
     assert sum(losses[-5:]) < sum(losses[:5])
 
 
+def test_the_training_on_an_instrument_is_replayed_to_the_bit(
+    capsys, tmp_path, monkeypatch, compile_quickly
+):
+    monkeypatch.chdir(tmp_path)
+    exec(compile(block("instruments"), "README.md", "exec"), {})
+    assert capsys.readouterr().out == "True\n"
+
+
 def test_the_map_names_every_folder():
     rows = re.findall(r"^\| \[`(\w+)/`\]\((\w+)\) \|", README, re.MULTILINE)
     assert tuple(text for text, _ in rows) == FOLDERS
@@ -93,5 +101,5 @@ def test_the_table_lists_the_commands_of_the_program(capsys):
     with pytest.raises(SystemExit) as end:
         main(["--help"])
     assert end.value.code == 0
-    offered = re.findall(r"^    (\w+) ", capsys.readouterr().out, re.MULTILINE)
+    offered = re.findall(r"^    (\w+)", capsys.readouterr().out, re.MULTILINE)
     assert re.findall(r"^\| `spikebit (\w+)", README, re.MULTILINE) == offered

@@ -119,6 +119,7 @@ class Trace:
         self.name = Path(path).name
         if not Path(path).is_file():
             raise ValueError(f"trace {path}: there is no such file.")
+        self._size = Path(path).stat().st_size
         try:
             self._file = _open(path)
         except (OSError, ValueError) as error:
@@ -194,8 +195,11 @@ class Trace:
         return found
 
     def _count(self) -> tuple[int, bool]:
-        rows = min(len(self._calls), len(self._cells))
         longest = max(len(self._calls), len(self._cells))
+        a_row = self._cells.dtype.itemsize * math.prod(self._cells.shape[1:])
+        rows = min(
+            len(self._calls), len(self._cells), self._size // a_row
+        )  # what there is room for
         whole = next((i for i in range(rows) if self._whole(i) is None), rows)
         later = next((i for i in range(whole + 1, rows) if self._whole(i) is not None), None)
         if later is not None:

@@ -6,6 +6,7 @@ made good is reported, and never passed over: see `VisaInstrument`.
 """
 
 import secrets
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -161,8 +162,27 @@ class VisaInstrument(Checked):
             )
 
     def _exchange(self, line: str) -> str:
+        session: Any = self._session
+        sent: list[Exception | None] = []
+
+        def send() -> None:
+            try:
+                session.write(line)
+            except Exception as error:
+                sent.append(error)
+            else:
+                sent.append(None)
+
+        # pyvisa-py would wait for ever to hand a long line to a bench that does not take it
+        sender = threading.Thread(target=send, daemon=True)
+        sender.start()
+        sender.join(self._timeout / 1000)
         try:
-            return self._session.query(line)  # pyright: ignore[reportOptionalMemberAccess]
+            if not sent:
+                raise TimeoutError("the line is not taken.")
+            if sent[0] is not None:
+                raise sent[0]
+            return session.read()
         except Exception as error:  # of VISA, of the socket, or bytes that are no ASCII
             raise _NoAnswer(" ".join(str(error).split())) from error
 

@@ -210,6 +210,14 @@ def test_a_forged_file_is_refused_in_one_sentence(traced, words):
     assert len(str(refused.value)) < 400
 
 
+def test_calls_that_no_file_could_hold_are_not_looked_for(traced):
+    path, _ = traced
+    with h5py.File(path, "r+") as file:
+        file["calls"].resize(2**50, 0)
+        file["cells"].resize(2**50, 0)
+    assert replay(path).remaining == 8
+
+
 def test_no_file_and_no_hdf5_are_refused(tmp_path):
     with pytest.raises(ValueError, match="there is no such file"):
         replay(tmp_path / "a.h5")

@@ -1,5 +1,10 @@
 """The client against the served array, on loopback: the same bits, each pulse once."""
 
+import socket
+import subprocess
+import sys
+import threading
+
 import jax
 import numpy as np
 import pytest
@@ -10,9 +15,11 @@ from spikebit.simulator.instruments import (
     SimulatedArray,
     record,
     replay,
+    scpi,
     serving,
     visa,
 )
+from spikebit.simulator.instruments.server import Bench
 
 SHAPE = (2, 3)
 MASK = np.array([[True, False, True], [False, True, True]])
@@ -198,6 +205,72 @@ def test_a_run_that_was_killed_goes_on_with_the_call_that_was_done(tmp_path):
         pass
     with pytest.raises(ValueError, match="an instrument that is not on a bench"):
         visa(resource, after=tmp_path / "alone.h5")
+
+
+def test_a_bench_that_takes_no_lines_or_speaks_of_siemens_is_reported(monkeypatch):
+    with serving(array()) as resource:
+        bench = visa(resource, timeout=0.3, attempts=2, pause=0.01)
+        with socket.create_server(("127.0.0.1", 0), backlog=8) as deaf:  # nobody takes anything
+            port = deaf.getsockname()[1]
+            bench._resource = f"TCPIP::127.0.0.1::{port}::SOCKET"
+            bench.close()
+            with pytest.raises(InstrumentLost, match="no answer"):
+                bench.read(1.0)
+        answer = Bench._query
+        siemens = lambda self, header: "S" if header == scpi.UNIT else answer(self, header)  # noqa: E731
+        monkeypatch.setattr(Bench, "_query", siemens)
+        with pytest.raises(ValueError, match=r"declares what does not fit: .*unit is 'S'; known"):
+            visa(resource)
+
+
+def test_a_long_line_that_is_not_taken_does_not_wait_for_ever():
+    class Deaf:
+        def write(self, line):
+            threading.Event().wait(60)
+
+    with serving(array()) as resource:
+        bench = visa(resource, timeout=0.1, attempts=1)
+        bench.close()
+        bench._session = Deaf()
+        with pytest.raises(InstrumentLost, match="the line is not taken"):
+            bench.read(1.0)
+
+
+TRAIN = """
+import sys, time, jax, numpy as np
+from spikebit.simulator.instruments import record, visa
+resource, path = sys.argv[1:]
+with record(visa(resource, timeout=30), path) as instrument:
+    for i in range(10**6):
+        instrument.apply_pulses(np.ones((2, 3), bool), 1, 1, float(i))
+        instrument.read(float(i))
+        print(i, flush=True)
+"""
+
+
+def test_a_process_that_is_killed_has_lost_nothing(tmp_path):
+    """SIGKILL amid calls; the run is started again and goes on: pulses and noise as without."""
+    served, alone, steps = array(), array(), 0
+    with serving(served) as resource:
+        with subprocess.Popen(
+            [sys.executable, "-c", TRAIN, resource, tmp_path / "first.h5"],
+            stdout=subprocess.PIPE, text=True,
+        ) as process:  # fmt: skip
+            while steps < 20:
+                steps = int(process.stdout.readline())
+            process.kill()
+            steps += 20 + len(process.stdout.read().splitlines())
+        bench = visa(resource, after=tmp_path / "first.h5")
+        found, expected = [], []
+        with record(bench, tmp_path / "second.h5", after=tmp_path / "first.h5") as instrument:
+            for readings, one in ((found, instrument), (expected, alone)):
+                for i in range(steps):
+                    one.apply_pulses(np.ones(SHAPE, bool), 1, 1, float(i))
+                    readings.append(one.read(float(i)))
+        bench.close()
+    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(served.pulses, alone.pulses)
+    assert served.calls == alone.calls
 
 
 def test_nobody_there_and_no_resource_are_one_sentence():

@@ -37,7 +37,8 @@ def feedback_weights(
         direct: (n_out, *features) from the output of the network to the input of the layer, for
             `direct_feedback_alignment`; else of the shape of the layer's kernel, for
             `feedback_alignment`.
-        input_shape: of one sample; direct weights to a convolution need it.
+        input_shape: of one sample; direct weights need it to a convolution, to layers with other
+            axes before the features, and where a function changes the size of the output.
         init: `init(key, shape, dtype)`; direct weights are drawn as (n_out, all features).
 
     Raises:
@@ -53,12 +54,14 @@ def feedback_weights(
             "feedback_weights(direct=True) to a convolution depend on the size of its input: give "
             "input_shape, that of one sample, such as (28, 28, 1)."
         )
-    shapes = [(k.shape[0],) for k in kernels[1:]]
+    shapes, outputs = [(k.shape[0],) for k in kernels[1:]], kernels[-1].shape[-1]
     if input_shape is not None:
+        stack, params = as_stack(network), parameters(network)
         batch = jax.ShapeDtypeStruct((1, 1, *input_shape), kernels[0].dtype)
-        inputs = as_stack(network).begin(parameters(network), batch)[1]
+        inputs = stack.begin(params, batch)[1]
         shapes = [inputs[i].shape[1:] for i in list(places)[1:]]
-    outputs = kernels[-1].shape[-1]
+        last = stack.layers[-1].module(stack.split(params)[0][-1])
+        outputs = jax.eval_shape(lambda x: last(x), inputs[-1]).shape[-1]
     return [
         init(k, (outputs, math.prod(s)), kernels[0].dtype).reshape(outputs, *s)
         for k, s in zip(keys, shapes, strict=True)
@@ -159,22 +162,20 @@ def direct_feedback_alignment(
         check_settings("direct_feedback_alignment", factor, "input", floor, key)
     places = _kernels("direct_feedback_alignment", network)
     kernels = list(places.values())
-    outputs = kernels[-1].shape[-1]
-    wanted = [(outputs, *(["any"] * (k.ndim - 2)), k.shape[-2]) for k in kernels[1:]]
-    wrong = [(b.ndim, b.shape[0], b.shape[-1]) for b in feedback] != [
-        (len(w), w[0], w[-1]) for w in wanted
-    ]
+    wanted = [("n_out", *(["..."] * (k.ndim - 2)), k.shape[-2]) for k in kernels[1:]]
+    wrong = [b.shape[-1] for b in feedback] != [w[-1] for w in wanted] or any(
+        b.ndim < len(w) for b, w in zip(feedback, wanted, strict=True)
+    )
     _check_shapes("direct_feedback_alignment", wrong, feedback, wanted)
 
     def back(layer: _WithWeights, delta: Array, error: Array, b: Array) -> Array:
-        e = jnp.tensordot(error, b, 1)
-        if e.shape != layer.x.shape:
+        if b.shape != (*error.shape[1:], *layer.x.shape[1:]):
             raise ValueError(
                 f"direct_feedback_alignment got feedback weights of shape {b.shape} for an input "
-                f"of shape {layer.x.shape[1:]}: take feedback_weights(network, key, direct=True, "
-                "input_shape=...)."
+                f"of shape {layer.x.shape[1:]} and an output of shape {error.shape[1:]}: take "
+                "feedback_weights(network, key, direct=True, input_shape=...)."
             )
-        return e
+        return jnp.tensordot(error, b, 1)
 
     def importances(below: Array, above: Array) -> Array:
         out = jnp.abs(above).sum([a for a in range(above.ndim) if a != above.ndim - 2])

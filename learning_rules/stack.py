@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
+from flax import errors, nnx
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from ..quant.state_formats import rounds_stochastically, trace_storage
@@ -165,6 +165,12 @@ def _carry_and_output(
         return carry, y
     except _BadCarry:
         raise
+    except errors.TraceContextError as error:
+        raise ValueError(
+            f"{layer.name} changes variables of its own when it is called, as dropout and batch "
+            "normalisation do in training, and rules take layers that do not: call network.eval() "
+            "first, or leave it out."
+        ) from error
     except (TypeError, ValueError) as error:
         raise ValueError(
             f"{layer.name} does not fit its input of shape {x.shape} (batch first): "

@@ -39,17 +39,28 @@ def delay_kernel(
         Learning Delays in Spiking Neural Networks using Dilated Convolutions with Learnable
         Spacings, arXiv:2306.17670.
     """
-    d = jnp.arange(lags, dtype=position.dtype)[:, None, None]
-    return weight * jax.nn.softmax(-(((d - position) / sigma) ** 2) / 2, axis=0)
+    # fewer bits would not tell lags apart
+    dtype = position.dtype if jnp.finfo(position.dtype).bits > 32 else jnp.dtype(jnp.float32)
+    d, nearest = jnp.arange(lags, dtype=jnp.int32)[:, None, None], _nearest(position, lags)
+    # softmax is the same without the least square, which is left out before it could overflow:
+    # (d - P)^2 - (d' - P)^2, exactly 0 at d' and above 0 elsewhere
+    beyond = (d - nearest).astype(dtype) * (
+        (d + nearest).astype(dtype) - 2 * position.astype(dtype)
+    )
+    sigma = jnp.maximum(sigma.astype(dtype), 1e-15)  # as good as 0, and its square is above 0
+    return weight * jax.nn.softmax(-beyond / sigma**2 / 2, axis=0).astype(weight.dtype)
 
 
 def rounded_kernel(
     weight: Float[Array, "n_in n"], position: Float[Array, "n_in n"], lags: int
 ) -> Float[Array, "lags n_in n"]:
     """The kernel of evaluation: each weight whole, at the lag nearest to its position."""
-    lag = jnp.clip(jnp.round(position), 0, lags - 1)
-    d = jnp.arange(lags, dtype=position.dtype)[:, None, None]
-    return jnp.where(d == lag, weight, 0)
+    d = jnp.arange(lags, dtype=jnp.int32)[:, None, None]
+    return jnp.where(d == _nearest(position, lags), weight, 0)
+
+
+def _nearest(position: Float[Array, "n_in n"], lags: int) -> Int[Array, "n_in n"]:
+    return jnp.clip(jnp.round(position).astype(jnp.int32), 0, lags - 1)
 
 
 def sigma_schedule(

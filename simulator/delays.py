@@ -4,12 +4,13 @@ Lag 0 is this step: what enters now is seen now. Delays that are themselves lear
 `delay_learning`; what a neuron makes of its delayed input stands with the neurons.
 """
 
+import math
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Shaped
 
 from ..kernels import spike_matmul
 from .neurons import _check_size
@@ -73,9 +74,14 @@ class DelayLine(nnx.RNNCellBase):
         """One step; `lags_n` stands for lags * n_in.
 
         Raises:
-            ValueError: if the last axis of x is not n_in.
+            ValueError: if the last axis of x is not n_in, or the carry of another batch.
         """
         self._check_features(x.shape)
+        if carry.window.shape != (*x.shape[:-1], self.lags, self.n_in):
+            raise ValueError(
+                f"DelayLine has a window of shape {carry.window.shape} for an input of shape "
+                f"{x.shape}: begin with initialize_carry({x.shape})."
+            )
         window = push(carry.window, x)
         return DelayState(window), window.reshape(*x.shape[:-1], self.out_features)
 
@@ -100,14 +106,24 @@ class DelayLine(nnx.RNNCellBase):
 
 
 def causal_convolution(
-    xs: Float[Array, "time *batch n_in"], kernel: Float[Array, "lags n_in n"]
+    xs: Shaped[Array, "time *batch n_in"], kernel: Float[Array, "lags n_in n"]
 ) -> Float[Array, "time *batch n"]:
     r"""The whole sequence at once: $y_t = \sum_{d=0}^{lags-1} x_{t-d} K_d$, x = 0 before the start.
 
-    What a `DelayLine` and a product with K give step by step, up to the order of summation.
+    What a `DelayLine` and a product with K give step by step, up to the order of summation. Inputs
+    of any dtype, spikes as bools too, are taken in that of K.
+
+    Raises:
+        ValueError: if xs and K have another number of inputs.
     """
     lags, n_in, n = kernel.shape
-    rows = jnp.moveaxis(xs.reshape(xs.shape[0], -1, n_in), 0, 1)
+    if xs.ndim < 2 or xs.shape[-1] != n_in:
+        raise ValueError(
+            f"causal_convolution takes inputs (time, *batch, {n_in}) for a kernel of shape "
+            f"{kernel.shape}; got shape {xs.shape}."
+        )
+    rows = xs.reshape(xs.shape[0], math.prod(xs.shape[1:-1]), n_in).astype(kernel.dtype)
+    rows = jnp.moveaxis(rows, 0, 1)
     ys = jax.lax.conv_general_dilated(
         rows,
         jnp.flip(kernel, 0),  # XLA correlates: its last tap meets this step
@@ -147,7 +163,7 @@ class LagLayer(nnx.Module):
         kernel = self.lag_kernel()
         return spike_matmul(y, kernel.reshape(-1, kernel.shape[-1])) + self.bias[...]
 
-    def convolve(self, xs: Float[Array, "time *batch n_in"]) -> Float[Array, "time *batch n"]:
+    def convolve(self, xs: Shaped[Array, "time *batch n_in"]) -> Float[Array, "time *batch n"]:
         """All steps at once, for training offline: the line and this layer, from an empty window.
 
         Raises:

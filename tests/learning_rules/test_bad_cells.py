@@ -92,3 +92,14 @@ def test_a_carry_that_no_rule_can_take_is_named(name, cell, words):
 
     with pytest.raises(ValueError, match=words):
         begin()
+
+
+@pytest.mark.parametrize("name", ["bptt", "ostl", "sltt"])
+def test_a_layer_that_changes_itself_is_named(name):
+    rngs = nnx.Rngs(0)
+    net = Network([nnx.Linear(3, 4, rngs=rngs), nnx.Dropout(0.5, rngs=rngs)])
+    rule, params = rules.RULES[name](net, LOSS), rules.parameters(net)
+    with pytest.raises(ValueError, match=r"Layer 1 \(Dropout\) changes .*network\.eval\(\)"):
+        rule.init(params, XS)
+    net.eval()
+    rules.RULES[name](net, LOSS).init(params, XS)

@@ -214,6 +214,29 @@ def test_convolutions_are_matrices(direct, factor):
         np.testing.assert_allclose(got[2 * i]["bias"], bias, rtol=1e-4, atol=1e-5)
 
 
+def test_direct_feedback_to_layers_whose_output_is_averaged_and_cut():
+    """Linear layers on 7 places of 5 features, the mean over places, and the first 3 of 4."""
+    r = nnx.Rngs(4)
+    first, last = nnx.Linear(5, 6, rngs=r), nnx.Linear(6, 4, rngs=r)
+    net = Network([first, jnp.tanh, last, lambda x: x.mean(1)[..., :3]])
+    (b,) = feedback_weights(net, jax.random.key(3), direct=True, input_shape=(7, 5))
+    assert b.shape == (3, 7, 6)
+    rng = np.random.default_rng(2)
+    x, target = rng.normal(size=(1, 2, 7, 5)), rng.normal(size=(1, 2, 3))
+    rule, params = direct_feedback_alignment(net, LOSS, [b]), parameters(net)
+    xs, targets = jnp.asarray(x, jnp.float32), jnp.asarray(target, jnp.float32)
+    got = jax.jit(lambda p: run_sequence(rule, p, xs, targets).grads)(params)["layers"]
+    h = np.tanh(x[0] @ np.asarray(first.kernel[...]))
+    error = ((h @ np.asarray(last.kernel[...])).mean(1)[:, :3] - target[0]) / 2
+    delta = np.einsum("so,opf->spf", error, b) * (1 - h**2)
+    wanted = np.einsum("spi,spf->if", x[0], delta)
+    np.testing.assert_allclose(got[0]["kernel"][...], wanted, rtol=1e-4, atol=1e-5)
+    for shape in ((4, 7, 6), (3, 6)):
+        rule = direct_feedback_alignment(net, LOSS, [jnp.zeros(shape)])
+        with pytest.raises(ValueError, match=r"input of shape \(7, 6\) and an output of .*\(3,\)"):
+            rule.step(params, (), xs, targets)
+
+
 def test_what_is_refused():
     net, key = network(), jax.random.key(0)
     feedback = feedback_weights(net, key)

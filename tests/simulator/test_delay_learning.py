@@ -63,6 +63,25 @@ def test_whole_positions_and_no_width_are_shifts():
     outside = p.at[0, 0].set(-0.7).at[0, 1].set(6.9)
     np.testing.assert_array_equal(rounded_kernel(w, outside, LAGS), exact)
 
+    def narrow(p):
+        return delay_kernel(w, p, jnp.float32(1e-25), LAGS)
+
+    np.testing.assert_array_equal(jax.jit(narrow)(p), rounded_kernel(w, p, LAGS))
+    assert np.isfinite(jax.jit(jax.jacobian(narrow))(p)).all()
+
+
+def test_every_synapse_has_one_weight_in_few_bits_too():
+    """Above 256 bfloat16 has every second number only."""
+    p = jnp.linspace(0, 299, 60, dtype=jnp.bfloat16).reshape(6, 10)
+    w = jnp.ones((6, 10), jnp.bfloat16)
+    nearest = np.minimum(np.round(np.asarray(p, np.float64)), 299)
+    for kernel in (rounded_kernel(w, p, 300), delay_kernel(w, p, jnp.bfloat16(1e-3), 300)):
+        assert kernel.dtype == jnp.bfloat16
+        kernel = np.asarray(kernel, np.float64)
+        np.testing.assert_array_equal(kernel.sum(0), 1)
+        whole = np.asarray(p, np.float64) % 1 != 0.5  # between two lags either will do
+        np.testing.assert_array_equal(kernel.argmax(0)[whole], nearest[whole])
+
 
 @pytest.mark.parametrize("sigma", [0.23, 1.0, 3.5])
 def test_derivatives_to_weight_and_position_are_finite_differences(sigma):

@@ -66,6 +66,12 @@ def test_streaming_is_the_convolution_is_the_sum_written_out():
     np.testing.assert_allclose(layer.convolve(xs[:, 0]), expected[:, 0], atol=bound)
     short = layer.convolve(xs[:2])  # fewer steps than lags
     np.testing.assert_allclose(short, expected[:2], atol=bound)
+    assert layer.convolve(xs[:0]).shape == (0, BATCH, N)
+    assert layer.convolve(xs[:, :0]).shape == (STEPS, 0, N)
+    for dtype in (bool, jnp.uint8, jnp.bfloat16):
+        spikes = (xs > 0).astype(dtype)
+        as_floats = layer.convolve(spikes.astype(jnp.float32))
+        np.testing.assert_array_equal(layer.convolve(spikes), as_floats)
 
 
 def test_a_stream_goes_on_across_chunks():
@@ -244,6 +250,12 @@ def test_what_does_not_fit_is_named():
         DelayedDense(3, -2, 4, rngs=rngs)
     with pytest.raises(ValueError, match=r"DelayLine takes 3 features .* shape \(2, 4\)"):
         simulate(Network([DelayLine(3, 2)]), inputs(n=4))
+    line = DelayLine(3, 2)
+    with pytest.raises(ValueError, match=r"\(5, 2, 3\) .* begin with initialize_carry\(\(2, 3\)\)"):
+        line(line.initialize_carry((5, 3)), jnp.zeros((2, 3)))
+    untyped = delays.causal_convolution.__wrapped__  # past the type check of the tests
+    with pytest.raises(ValueError, match=r"inputs \(time, \*batch, 4\) .* got shape \(9, 3\)"):
+        untyped(jnp.zeros((9, 3)), jnp.zeros((2, 4, 1)))
     with pytest.raises(ValueError, match=r"\(DelayLine\) gives 12 .*\(DelayedDense\) takes 15"):
         Network([DelayLine(3, 4), DelayedDense(3, 2, 5, rngs=rngs)])
     layer = DelayedDense(3, 2, 5, rngs=rngs)

@@ -127,7 +127,7 @@ class VisaInstrument(Checked):
                     self._connect()
                 return read(self._exchange(line))
             except (_NoAnswer, DialectError) as error:
-                reason = str(error)
+                reason = str(error).rstrip(".")
                 self.close()  # what is still on its way there is not the answer to anything else
         raise InstrumentLost(
             f"{self.who}: no answer to {line[:40]!r} after {self._attempts} attempts of "

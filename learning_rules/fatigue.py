@@ -153,13 +153,16 @@ def regular_efficacy(rate: float, use: float, tau: float) -> float:
     >>> regular_efficacy(1.0, 0.0, 0.2)
     1.0
     """
-    q = math.exp(-1 / (rate * tau))
+    q = math.exp(-1 / (rate * tau)) if rate > 0 else 0.0
     return (1 - q) / (1 - (1 - use) * q)
 
 
 def saturated_drive(weight: float, use: float, tau: float) -> float:
-    r"""The limit of $r G$ for fast inputs, $W / (U \tau_F)$: there the rate has dropped out."""
-    return weight / (use * tau)
+    r"""The limit of $r G$ for fast inputs, $W / (U \tau_F)$: there the rate has dropped out.
+
+    Infinite without fatigue, U = 0.
+    """
+    return weight / (use * tau) if use > 0 else math.inf
 
 
 def net_depression(rule: PairSTDP) -> float:

@@ -5,12 +5,15 @@ spikes are those of `encoding`.
 """
 
 import math
+import numbers
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from ..kernels.stdp_events import Events, pack_events
+
+_AT_ONCE = 1 << 20  # copies drawn at a time
 
 
 @dataclass(frozen=True)
@@ -32,8 +35,8 @@ class Group:
 
     def __post_init__(self):
         """Checks the settings."""
-        if self.count < 1:
-            raise ValueError(f"Group: count is {self.count}; a group has at least one input.")
+        if not isinstance(self.count, numbers.Integral) or self.count < 1:
+            raise ValueError(f"Group: count is {self.count}; give a whole number of inputs >= 1.")
         if not (0 <= self.rate < math.inf and 0 <= self.jitter < math.inf):
             raise ValueError(
                 f"Group: rate is {self.rate} and jitter {self.jitter}; give 0 or more, in Hz and s."
@@ -60,17 +63,30 @@ def correlated_poisson(
         duration: [s].
         dt: of a step [s].
 
+    Raises:
+        ValueError: a duration that has no step.
+
     References:
         Higher-order statistics of input ensembles and the response of simple model neurons,
         Neural Computation 15, 2003 (multiple interaction processes).
     """
+    if not (dt > 0 and 0.5 < duration / dt < math.inf):
+        raise ValueError(
+            f"correlated_poisson: duration is {duration} and dt {dt}, in s; give a duration of at "
+            "least one step, and dt above 0."
+        )
     steps, base = round(duration / dt), 0
     step, source = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
     for group in groups:
         if group.correlation > 0:
             c = group.correlation
             spikes = rng.uniform(0, duration, rng.poisson(group.rate / c * duration))
-            which, who = np.nonzero(rng.uniform(size=(len(spikes), group.count)) < c)
+            copies, rows = [np.zeros((2, 0), np.int64)], max(1, _AT_ONCE // group.count)
+            for row in range(0, len(spikes), rows):
+                shape = len(spikes[row : row + rows]), group.count
+                which, who = np.nonzero(rng.uniform(size=shape) < c)
+                copies.append(np.stack([which + row, who]))
+            which, who = np.concatenate(copies, 1)
             time = spikes[which] + group.jitter * rng.normal(size=len(which))
         else:
             counts = rng.poisson(group.rate * duration, group.count)

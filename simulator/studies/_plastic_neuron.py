@@ -17,6 +17,7 @@ from ...kernels.stdp_events import Events, EventSettings, event_state, stdp_even
 from ..experiment import STRICT, Positive
 
 Share = Annotated[float, Field(ge=0, le=1)]
+Use = Annotated[float, Field(ge=0, lt=1)]  # U; with 1 a synapse that fired once would be silent
 DT = 1e-3  # [s]
 
 

@@ -13,7 +13,7 @@ from pydantic.dataclasses import dataclass
 
 from ..correlated import Group, correlated_poisson
 from ..experiment import STRICT, Count, NotNegative, Positive
-from ._plastic_neuron import DT, Share, Synapses, learn, matched, summarised
+from ._plastic_neuron import DT, Share, Synapses, Use, learn, matched, summarised
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -36,7 +36,7 @@ TEXT = (
 class Settings(Synapses):
     """Every use at each of its thresholds: pairs [U, theta]; U = 0 is plain STDP."""
 
-    points: Annotated[tuple[tuple[Share, Positive], ...], Field(min_length=1)] = (
+    points: Annotated[tuple[tuple[Use, Positive], ...], Field(min_length=1)] = (
         *((0.0, theta) for theta in (3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 18.0)),
         *((0.5, theta) for theta in (0.5, 1.0, 2.0, 4.0)),
         (0.8, 1.0),
@@ -47,7 +47,7 @@ class Settings(Synapses):
     jitter: NotNegative = 3e-3  # [s]
     fast: Count = 40
     fast_rate: Positive = 50.0  # [Hz]
-    duration: Positive = 300.0  # [s]
+    duration: Annotated[float, Field(ge=DT)] = 300.0  # [s]
     seeds: Count = 8
 
 

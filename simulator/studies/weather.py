@@ -16,7 +16,7 @@ from pydantic.dataclasses import dataclass
 from ...kernels.stdp_events import Events, pack_events
 from ...learning_rules import normcov
 from ..experiment import STRICT, Count, NotNegative, Positive
-from ._plastic_neuron import DT, Share, Synapses, learn, matched
+from ._plastic_neuron import DT, Synapses, Use, learn, matched
 from ._weather_records import Records, nyc_2013, us_2016
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ class Settings(Synapses):
     copies: Count = 1  # spike trains of each process, each with its own rate and its own chance
     rates: tuple[Literal["slow", "fast", "mixed", "control"], ...] = RATES
     others: Literal["alone", "real"] = "alone"  # alone: each with its times in its own order
-    points: Annotated[tuple[tuple[Share, Positive], ...], Field(min_length=1)] = (
+    points: Annotated[tuple[tuple[Use, Positive], ...], Field(min_length=1)] = (
         *((0.0, theta) for theta in (2.0, 3.0, 4.0, 6.0, 8.0, 10.0, 12.0)),
         *((0.5, theta) for theta in (0.5, 1.0, 1.5, 2.0, 2.25)),
     )
@@ -64,7 +64,7 @@ class Settings(Synapses):
     unusual: Annotated[float, Field(gt=0, lt=1)] = 0.2  # share of times when a process may fire
     window: Positive = 0.01  # [s], of a week or an hour of the records
     jitter: NotNegative = 1e-3  # [s]
-    duration: Positive = 300.0  # [s]
+    duration: Annotated[float, Field(ge=DT)] = 300.0  # [s]
     clusters: Count = 20  # of the normalised covariance
     seeds: Count = 4
 
@@ -75,6 +75,10 @@ def cases(settings: Settings, seed: int) -> list[dict[str, Any]]:
     Raises:
         ValueError: no data, a group without two processes, rates that cannot be reached.
     """
+    if settings.duration < settings.window:
+        raise ValueError(
+            f"study.duration = {settings.duration}: give at least study.window = {settings.window}"
+        )
     found = records(settings.records, settings.data_dir)
     names, counts = np.unique(found.groups, return_counts=True)
     for group in settings.groups:

@@ -117,6 +117,8 @@ def test_fast_inputs_drive_alike_whatever_their_rate():
     limit = fatigue.saturated_drive(0.7, use, tau)
     for form in (fatigue.poisson_efficacy, fatigue.regular_efficacy):
         assert 1e5 * 0.7 * form(1e5, use, tau) == pytest.approx(limit, rel=1e-3)
+        assert form(0.0, use, tau) == 1  # a spike that no other comes before
+    assert fatigue.saturated_drive(0.7, 0.0, tau) == np.inf
     assert fatigue.regular_efficacy(3.0, 0.0, tau) == 1 == fatigue.poisson_efficacy(3.0, 0.0, tau)
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from spikebit.simulator import report
+from spikebit.simulator import correlated, experiment_file, report
 from spikebit.simulator.correlated import Group, correlated_poisson
 from spikebit.simulator.studies import _plastic_neuron, fatigue
 
@@ -42,6 +42,38 @@ def test_bad_groups_are_refused():
     ):
         with pytest.raises(ValueError, match=message):
             Group(**bad)
+    group = Group(1, 5.0)
+    for dt, duration in ((-1.0, 1.0), (1.0, 0.1), (0.1, float("nan"))):
+        with pytest.raises(ValueError, match="give a duration of at least one step"):
+            correlated_poisson(np.random.default_rng(0), [group], duration, dt)
+    object.__setattr__(group, "count", 1.5)  # past the type check of the tests
+    with pytest.raises(ValueError, match=r"count is 1\.5; give a whole number"):
+        group.__post_init__()
+
+
+def test_copies_drawn_in_parts_are_those_drawn_at_once(monkeypatch):
+    def drawn(at_once):
+        monkeypatch.setattr(correlated, "_AT_ONCE", at_once)
+        groups = [Group(7, 20.0, 0.3, 2e-3), Group(3, 0.0, 0.5), Group(2, 9.0)]
+        return correlated_poisson(np.random.default_rng(3), groups, 10.0)
+
+    for a, b in zip(drawn(30), drawn(1 << 20), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("study", ["fatigue", "weather"])
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("points = [[1.0, 2.0]]", r"study\.points.* < 1"),
+        ("duration = 0.0001", r"study\.duration = 0\.0001.* >= 0\.001"),
+    ],
+)
+def test_settings_that_cannot_be_simulated_are_named(tmp_path, study, setting, message):
+    path = tmp_path / "a.toml"
+    path.write_text(f'[study]\nname = "{study}"\n{setting}\n')
+    with pytest.raises(ValueError, match=message):
+        experiment_file.load(path)
 
 
 SMALL = fatigue.Settings(points=((0.0, 12.0), (0.5, 1.0)), duration=120.0, seeds=2)

@@ -156,5 +156,7 @@ def test_settings_that_cannot_be_measured_are_refused():
         weather.cases(weather.Settings(data_dir="made", groups=("B",)), 0)
     with pytest.raises(ValueError, match=r'has "B", of which'):
         weather.cases(weather.Settings(data_dir="made", groups=("A+B",)), 0)
+    with pytest.raises(ValueError, match=r"duration = 0\.005: give at least study\.window = 0\.01"):
+        weather.cases(weather.Settings(data_dir="made", groups=("A",), duration=0.005), 0)
     with pytest.raises(ValueError, match=r"highest_rate = 40\.0: .*at most 20\.75 Hz"):
         weather.cases(weather.Settings(data_dir="made", groups=("A",), highest_rate=40.0), 0)

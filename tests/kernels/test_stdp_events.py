@@ -13,6 +13,7 @@ from spikebit.kernels.stdp_events import (
     event_state,
     pack_events,
     stdp_events,
+    step_reference,
 )
 from spikebit.learning_rules.fatigue import FatiguingSTDP
 from spikebit.learning_rules.stdp import PairSTDP, apply_update
@@ -80,6 +81,18 @@ def test_it_is_the_equations_in_numpy(path, use, coincident):
         np.testing.assert_array_equal(posts, fired)
         for found, right in zip(state, expected, strict=True):
             # a power of a decay against up to 600 products, each to 1.1e-16
+            np.testing.assert_allclose(found, right, rtol=1e-12, atol=1e-13)
+
+
+def test_the_step_of_the_reference_is_that_in_numpy():
+    s, spikes = settings(), raster(steps=40)
+    with jax.enable_x64(True):
+        state, step = event_state(weights(np.float64)), jax.jit(step_reference)
+        for row in spikes:
+            state, _ = step(state, jnp.asarray(row, jnp.float64), s)
+        *expected, fired = in_numpy(spikes, weights(np.float64), s)
+        assert fired.any()
+        for found, right in zip(state, expected, strict=True):
             np.testing.assert_allclose(found, right, rtol=1e-12, atol=1e-13)
 
 

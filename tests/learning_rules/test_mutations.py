@@ -336,6 +336,55 @@ LOCAL = [
         RECURSION,
     ),
     Mutation(
+        "an input is its own partner in its group",
+        "learning_rules.fatigue",
+        "(1 + (count - 1) * correlation)",
+        "(1 + count * correlation)",
+        rules("fatigue", "conditions_are_the_signs_of_the_drift", 0.0033),
+    ),
+    Mutation(
+        "F read after its increment, from spike to spike",
+        "kernels.stdp_events",
+        "(spikes * (1 - fatigue)) @ w",
+        "(spikes * (1 - fatigue) * (1 - s.use)) @ w",
+        Check("kernels/test_stdp_events", "test_the_step_of_the_reference_is_that_in_numpy"),
+    ),
+    Mutation(
+        "events a step late",
+        "kernels.stdp_events",
+        "np.arange(steps + 1) * width",
+        "np.arange(-1, steps) * width",
+        Check("kernels/test_stdp_events", "test_packing_sorts_and_drops_what_is_outside"),
+    ),
+    Mutation(
+        "depression by the voltage of the spike itself",
+        "learning_rules.voltage_stdp",
+        "jax.nn.relu(state.minus - self.theta_minus)",
+        "jax.nn.relu(voltage - self.theta_minus)",
+        rules("stdp_voltage", "pre_before_a_spike_potentiates_and_after_it_depresses"),
+    ),
+    Mutation(
+        "Euler for exponential in homeostasis",
+        "learning_rules.homeostasis",
+        "rates - math.expm1(-self.dt / self.tau) *",
+        "rates + self.dt / self.tau *",
+        rules("homeostasis", "scaling_follows_the_averaged_rate_and_keeps_ratios"),
+    ),
+    Mutation(
+        "covariance divided by one rate only",
+        "learning_rules.normcov",
+        "return ratio.T @ ratio /",
+        "return mean[:, None] * ratio.T @ ratio /",
+        rules("fatigue_normcov", "normalised_covariance_is_that_of_numpy_and_knows_no_rates"),
+    ),
+    Mutation(
+        "lag 0 is the step before",
+        "simulator.delays",
+        "DelayState(window), window.reshape",
+        "DelayState(window), carry.window.reshape",
+        Check("simulator/test_delays", "test_lag_0_is_this_step_and_the_window_goes_back_in_time"),
+    ),
+    Mutation(
         "importance summed over the units too",
         "learning_rules.grapes",
         "return jnp.abs(kernel).sum(tuple(range(kernel.ndim - 1)))",
@@ -352,6 +401,13 @@ LOCAL = [
 ]
 LEAK = rules("broadcast", "symmetric_e_prop_is_bptt_without_recurrence")
 BROADCAST = [
+    Mutation(
+        "feedback alignment with the weights themselves",
+        "learning_rules.feedback",
+        '{**layer.part, "kernel": b}',
+        "layer.part",
+        rules("feedback", "gradients_are_the_equations", False, None),
+    ),
     Mutation(
         "the sums of e-prop do not decay",
         "learning_rules.eprop",

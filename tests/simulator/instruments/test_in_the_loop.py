@@ -66,26 +66,26 @@ def weights(seen):
 def test_one_training_gives_the_same_numbers_on_every_instrument(
     device, tmp_path, proxy_to, faults
 ):
-    alone = Training(on_instruments({"w": array(device)})).run(4)
+    alone = Training(on_instruments({"w": array(device)})).run(3)
     with record(array(device), tmp_path / "a.h5") as recorder:
-        recorded = Training(on_instruments({"w": recorder})).run(4)
+        recorded = Training(on_instruments({"w": recorder})).run(3)
     player = replay(tmp_path / "a.h5")
-    replayed = Training(on_instruments({"w": player})).run(4)
+    replayed = Training(on_instruments({"w": player})).run(3)
     with serving(array(device)) as resource:
         bench = visa(resource)
-        served = Training(on_instruments({"w": bench})).run(4)
+        served = Training(on_instruments({"w": bench})).run(3)
         bench.close()
     with serving(warm(array(device))) as resource:
         proxy = proxy_to(resource)
         bench = visa(proxy.resource, timeout=0.1, attempts=12, pause=0.01)
         proxy.faults = [None, *faults[:4], None, None, *faults[4:]]
-        disturbed = Training(on_instruments({"w": bench})).run(4)
+        disturbed = Training(on_instruments({"w": bench})).run(3)
         bench.close()
     for seen in (recorded, replayed, served):
         jax.tree.map(np.testing.assert_array_equal, seen, alone)
     assert player.remaining == 0
     assert proxy.faults == []
-    other = Training(on_instruments({"w": warm(array(device))})).run(4)  # with its key one call on
+    other = Training(on_instruments({"w": warm(array(device))})).run(3)  # with its key one call on
     jax.tree.map(np.testing.assert_array_equal, disturbed, other)
 
 
@@ -100,13 +100,13 @@ def warm(instrument):
 
 
 def test_exact_cells_learn_as_float32_does():
-    seen = Training(on_instruments({"w": array(EXACT)}, headroom=4.0)).run(30)
+    seen = Training(on_instruments({"w": array(EXACT)}, headroom=4.0)).run(15)
     w, b = np.asarray(PARAMS["w"]), np.asarray(PARAMS["b"])
     for params in seen:
         np.testing.assert_allclose(params["w"], w, atol=1e-2)  # 0.01 uS of 25 for 4
         error = X @ w + b - X @ TEACHER
         w, b = w - 0.3 * X.T @ error / 8, b - 0.3 * error.mean(0)
-    assert slope(seen[-1])[0] < 0.02 * slope(seen[0])[0]
+    assert slope(seen[-1])[0] < 0.2 * slope(seen[0])[0]
 
 
 def test_it_is_memristive_with_the_cells_behind_calls():

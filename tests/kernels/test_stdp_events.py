@@ -87,7 +87,8 @@ def test_it_is_the_equations_in_numpy(path, use, coincident):
 def test_the_step_of_the_reference_is_that_in_numpy():
     s, spikes = settings(), raster(steps=40)
     with jax.enable_x64(True):
-        state, step = event_state(weights(np.float64)), jax.jit(step_reference)
+        state = event_state(weights(np.float64))
+        step = jax.jit(lambda *given: step_reference(*given))
         for row in spikes:
             state, _ = step(state, jnp.asarray(row, jnp.float64), s)
         *expected, fired = in_numpy(spikes, weights(np.float64), s)

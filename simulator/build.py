@@ -44,7 +44,7 @@ from ..quant.training import (
 )
 from . import encoding, surrogate
 from .data import Dataset, Split, load
-from .devices import by_name, memristive
+from .devices import by_name, memristive, tiki_taka
 from .experiment import (
     IMAGE_ENCODERS,
     Data,
@@ -393,6 +393,12 @@ def _make_devices(name: str, settings: Memory) -> quant.WeightMemory:
     except ValueError as error:
         raise ValueError(f"memory.device: {error}") from None
     try:
-        return memristive(device, writing=settings.writing, dt=settings.step_seconds)
+        memory = memristive(device, writing=settings.writing, dt=settings.step_seconds)
     except ValueError as error:
         raise ValueError(f"memory.writing: {error}") from None
+    if settings.transfer is None:
+        return memory
+    try:
+        return tiki_taka(memory, device, settings.transfer)
+    except ValueError as error:
+        raise ValueError(f"memory.transfer: {error}") from None

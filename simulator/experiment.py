@@ -188,6 +188,7 @@ class Memory:
     rounding: Literal["nearest_even", "stochastic"] = "nearest_even"
     device: str | None = None  # a name of `devices.DEVICES`; takes the place of any format
     writing: Literal["program", "pulses", "mixed_precision"] | None = None  # None: as fits
+    transfer: Literal["plain", "chopped", "agad"] | None = None  # Tiki-Taka: sums in cells first
     step_seconds: Annotated[float, Field(gt=0)] = 1.0  # from one update to the next, for devices
 
 
@@ -274,8 +275,11 @@ def _check_precision(memory: Memory, optimizer: Optimizer) -> None:
 
 
 def _check_device(memory: Memory) -> None:
-    if memory.device is None and (memory.writing, memory.step_seconds) != (None, 1.0):
-        raise ValueError("memory.writing and memory.step_seconds need memory.device, the name")
+    own = (memory.writing, memory.transfer, memory.step_seconds)
+    if memory.device is None and own != (None, None, 1.0):
+        raise ValueError(
+            "memory.writing, memory.transfer and memory.step_seconds need memory.device, the name"
+        )
 
 
 def _check_scope(rule: Rule) -> None:
@@ -341,7 +345,10 @@ def resolve(experiment: Experiment) -> Experiment:
     memory = experiment.memory
     if memory.device is not None:
         memory = Memory(
-            device=memory.device, writing=memory.writing, step_seconds=memory.step_seconds
+            device=memory.device,
+            writing=memory.writing,
+            transfer=memory.transfer,
+            step_seconds=memory.step_seconds,
         )
     return dataclasses.replace(experiment, data=data, rule=rule, memory=memory)
 

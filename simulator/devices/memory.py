@@ -15,9 +15,10 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree, UInt32
 from ...quant.memory import COUNTS, WeightMemory, add_counts, count
 from .cells import Arrangement, Pair, Single
 from .device import Device
+from .pulse_numbers import rounded
 
 Writing = Literal["program", "pulses", "mixed_precision"]
-DEVICE_COUNTS = (*COUNTS, "pulses", "refreshed")
+DEVICE_COUNTS = (*COUNTS, "pulses", "cut", "refreshed")
 
 
 class DeviceWeights(NamedTuple):
@@ -39,13 +40,15 @@ def memristive(
     granularity: float | int | None = None,
     dt: float | int = 1.0,
     headroom: float | int = 1.0,
+    rounding: Literal["stochastic", "nearest"] = "stochastic",
+    length: int | None = None,
 ) -> WeightMemory:
     r"""Weights in cells of a device: p <- p + u as far as the cells can.
 
     - "program": every weight with an update is written anew, to its present value plus the update,
       with the noise of programming.
-    - "pulses": an update becomes a whole number of pulses, rounded stochastically, so that its mean
-      is the update for small steps.
+    - "pulses": an update becomes a whole number of pulses; rounded stochastically, its mean is the
+      update for small steps.
     - "mixed_precision": updates are summed in float32, and what amounts to whole steps is taken out
       of the sum and written: pulses, or for a device without them programming.
 
@@ -54,8 +57,9 @@ def memristive(
     that nobody writes. `read` reads at that time: with a key as an instrument would, with the noise
     of a read, without one as the cells are. The clock is float32: a dt below 6e-8 of it is lost.
 
-    Counts in `state.lost`, see `quant.memory.losses`: as there, with `pulses` given and weights
-    `refreshed`; `saturated` are weights that should be written beyond the range.
+    Counts in `state.lost`, see `quant.memory.losses`: as there, with `pulses` given, updates `cut`
+    by `length` and weights `refreshed`; `saturated` are weights that should be written beyond the
+    range.
 
     Args:
         device: the kind of cells.
@@ -65,6 +69,9 @@ def memristive(
             fiftieth of its range.
         dt: time from update to update [s].
         headroom: how far beyond the first max|p| the range reaches.
+        rounding: of an update to pulses, for "pulses".
+        length: the most pulses a weight gets in an update; what is beyond is lost by "pulses" and
+            stays in the sum of "mixed_precision".
 
     Raises:
         ValueError: a way of writing that the device has not, or a setting out of range.
@@ -77,7 +84,8 @@ def memristive(
     layout: Arrangement = cells or (Single() if device.g_min < 0 else Pair())
     if writing is None:
         writing = "program" if device.pulse is None else "mixed_precision"
-    _check(who, device, writing, granularity, dt, headroom)
+    numbers = {"granularity": granularity, "dt": dt, "headroom": headroom, "length": length}
+    _check(who, device, writing, numbers)
     span = layout.span(device)
     grain = granularity or device.step or span / 50
 
@@ -143,8 +151,12 @@ def memristive(
             nan = jnp.isnan(u)
             u = jnp.where(nan, 0, u).astype(jnp.float32) / scale
             for_rounding, for_cells = jax.random.split(k)
+            draw = for_rounding if rounding == "stochastic" else None
             before = layout.decode(device.read(c, None, t))
-            whole, chi = _amount(u, chi, grain, for_rounding)
+            cut = jnp.zeros(u.shape, bool)
+            if length is not None:
+                cut = jnp.abs(u if chi is None else u + chi) >= (length + 1) * grain
+            whole, chi = _amount(u, chi, grain, draw, length)
             if device.program is not None and (writing == "program" or device.pulse is None):
                 wanted = before + (u if writing == "program" else whole * grain)
                 written = (wanted != before) & ~nan
@@ -165,6 +177,7 @@ def memristive(
                     "stagnated": (u != 0) & (after == before),
                     "nan": nan,
                     "pulses": pulses,
+                    "cut": cut & written,
                     "refreshed": refreshed,
                 }
             )
@@ -190,30 +203,22 @@ def at(state: DeviceWeights, t: float | Float[Array, ""]) -> DeviceWeights:
 
 
 def _amount(
-    u: Array, pending: Array | None, grain: float, key: PRNGKeyArray
+    u: Array, pending: Array | None, grain: float, key: PRNGKeyArray | None, length: int | None
 ) -> tuple[Array, Array | None]:
     """How many steps to write, a whole number for each weight, and what is left for later."""
     if pending is not None:
         total = u + pending
         whole = jnp.trunc(total / grain)
+        whole = whole if length is None else jnp.clip(whole, -length, length)
         return whole, total - whole * grain
-    below = jnp.floor(u / grain)
-    up = jax.random.uniform(key, u.shape) < u / grain - below
-    return below + up.astype(below.dtype), pending
+    return rounded(u, grain, key, length).astype(u.dtype), pending
 
 
 def _keys(key: PRNGKeyArray | None, leaves: list) -> list[Any]:
     return [None] * len(leaves) if key is None else list(jax.random.split(key, len(leaves)))
 
 
-def _check(
-    who: str,
-    device: Device,
-    writing: str,
-    granularity: float | int | None,
-    dt: float | int,
-    headroom: float | int,
-) -> None:
+def _check(who: str, device: Device, writing: str, numbers: dict[str, float | int | None]) -> None:
     ways: dict[str, Callable | None] = {
         "program": device.program,
         "pulses": device.pulse,
@@ -224,6 +229,6 @@ def _check(
     if ways[writing] is None:
         fitting = ", ".join(repr(k) for k, way in ways.items() if way is not None)
         raise ValueError(f"{who}: this device cannot do writing={writing!r}; it can do {fitting}.")
-    for name, value in (("granularity", granularity), ("dt", dt), ("headroom", headroom)):
+    for name, value in numbers.items():
         if value is not None and not value > 0:
             raise ValueError(f"{who}: {name} is {value}; it must be above 0.")

@@ -50,6 +50,20 @@ def test_zeros_and_dtypes_come_back():
         assert {k: v.dtype for k, v in read.items()} == {k: v.dtype for k, v in params.items()}
 
 
+def test_updates_beyond_the_longest_train_are_cut_and_counted_or_kept_for_later():
+    up = {"w": jnp.full((2, 2), 0.1), "b": jnp.zeros(2)}
+    start = {"w": jnp.zeros((2, 2)), "b": jnp.zeros(2)}
+    for writing, after in (("pulses", 0.04), ("mixed_precision", 0.08)):
+        memory = memristive(IDEAL, writing=writing, length=4, rounding="nearest")
+        state = memory.update(memory.init(start, key()), up, key(1))
+        np.testing.assert_allclose(memory.read(state)["w"], 0.04, rtol=1e-5)
+        state = memory.update(state, jax.tree.map(jnp.zeros_like, up), key(2))
+        np.testing.assert_allclose(memory.read(state)["w"], after, rtol=1e-5)
+        cuts = losses(state)
+        assert cuts["w"]["cut"] == (4 if writing == "pulses" else 8)
+        assert cuts["b"]["cut"] == 0
+
+
 def test_swapping_the_cells_of_a_pair_turns_the_weight_round():
     state = memristive(pcm()).init(PARAMS, key())
     memory = memristive(pcm())
@@ -182,7 +196,15 @@ def test_an_experiment_names_its_device():
         make_memory(Memory(device="memristor"))
     with pytest.raises(ValueError, match=r"memory.writing: .* cannot do writing='pulses'"):
         make_memory(Memory(device="pcm", writing="pulses"))
-    with pytest.raises(ValueError, match=r"memory.writing and memory.step_seconds need memory.dev"):
+    with pytest.raises(
+        ValueError, match=r"memory.transfer: tiki_taka\(set_pcm\): sums of gradients"
+    ):
+        make_memory(Memory(device="set_pcm", transfer="agad"))
+    chopped = make_memory(Memory(device="ecram", transfer="chopped"))
+    assert chopped.init(PARAMS, key()).gradients[1].mean.shape == (2, 2)
+    with pytest.raises(
+        ValueError, match=r"memory.transfer and memory.step_seconds need memory.dev"
+    ):
         Experiment(memory=Memory(writing="pulses"))
     memory = resolve(Experiment(memory=Memory(device="pcm", format="e4m3fn"))).memory
     assert memory == Memory(device="pcm")  # the format of a file gives way

@@ -12,6 +12,7 @@ import sys
 from typing import Any, NoReturn
 
 from .. import __version__
+from .devices import command as models
 from .instruments import command as bench
 
 CELLS = ("snu", "soft_snu", "lif", "synaptic_lif", "alif", "lstm", "gru", "simple")
@@ -96,6 +97,7 @@ def _parser() -> argparse.ArgumentParser:
     ):
         rules.add_argument(f"--{name}", type=int, default=value, help=f"{text} ({value})")
     rules.add_argument("--rules", default="bptt,ostl", help="names with commas (bptt,ostl)")
+    models.add_arguments(command("devices", _devices, "Show what a model of a device does."))
     bench.add_arguments(
         command("instrument", _instrument, "Serve simulated cells as a SCPI bench.")
     )
@@ -169,6 +171,19 @@ def _rules(args: argparse.Namespace) -> None:
     _print_table(args, [{k: v for k, v in r.items() if k not in ("exact", "leaves")} for r in rows])
     for row in rows:
         print(f"{row['rule']}: {row['exact']}")
+
+
+def _devices(args: argparse.Namespace) -> None:
+    from . import launch
+    from .progress import Display
+
+    settings = models.settings(args)
+    if not args.json:
+        _watched(args, lambda watcher: launch.run(settings, watcher))
+        return
+    with Display(sys.stderr) as display:
+        result = launch.run(settings, display.watcher(None))
+    models.print_reads(result["run"], _print_json)
 
 
 def _instrument(args: argparse.Namespace) -> None:

@@ -4,8 +4,8 @@ A linear teacher is learnt by the cells of one array. Ways and devices are of `s
 here is the comparison.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +14,7 @@ from jaxtyping import Array
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from ...quant.memory import WeightMemory
-from ..devices import Variation, memristive, pulsed, tiki_taka
+from ..devices import Variation, memristive, pulsed, tiki_taka, update_by_trains
 from ..devices.pulsed import soft_bounds
 from ..experiment import STRICT, Count, NotNegative, Positive
 
@@ -23,20 +22,18 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 Way = Literal[
-    "sgd_without_reference", "sgd", "tiki_taka", "tiki_taka_v2", "chopped", "agad",
-    "mixed_precision",
+    "trains_without_reference", "trains", "sgd_without_reference", "sgd", "tiki_taka",
+    "tiki_taka_v2", "chopped", "agad", "mixed_precision",
 ]  # fmt: skip
-WAYS: tuple[Way, ...] = (
-    "sgd_without_reference", "sgd", "tiki_taka", "tiki_taka_v2", "chopped", "agad",
-    "mixed_precision",
-)  # fmt: skip
+WAYS: tuple[Way, ...] = get_args(Way)
 TITLES = {"errors": "What is left of the error, over the signal"}
 TEXT = (
     "A linear teacher of 20 inputs and 10 outputs, learnt from batches of 8 by cells with soft "
     "bounds whose steps differ from cell to cell and up from down. Under a noisy gradient such a "
     "cell drifts to its symmetry point; the reference of a cell is meant to be that point, and is "
-    "beside it by the error of the reference. Learning rates are chosen on some seeds, what is "
-    "drawn are others: each dot is one."
+    "beside it by the error of the reference. `trains` are stochastic pulse trains, a sample at a "
+    "time; `sgd` writes the mean gradient of a batch, with fewer pulses that undo each other. "
+    "Learning rates are chosen on some seeds, what is drawn are others: each dot is one."
 )
 
 
@@ -59,7 +56,7 @@ class Settings:
 
 
 def cases(settings: Settings, seed: int) -> list[dict[str, Any]]:
-    """All ways; that without a reference once."""
+    """All ways; those without a reference once."""
     del seed
     if not settings.flip <= 1:
         raise ValueError(f"study.flip is {settings.flip}; a probability is at most 1")
@@ -67,7 +64,7 @@ def cases(settings: Settings, seed: int) -> list[dict[str, Any]]:
         {"way": way, "reference_error": error}
         for way in settings.ways
         for error in settings.reference_errors
-        if way != "sgd_without_reference" or error == settings.reference_errors[0]
+        if not way.endswith("without_reference") or error == settings.reference_errors[0]
     ]
 
 
@@ -78,10 +75,10 @@ def measure(settings: Settings, seed: int, case: Mapping[str, Any]) -> dict[str,
     to_choose, to_measure = jax.random.split(jax.random.key(seed))
     found = []
     for transfer in transfers:
-        memory = _memory(settings, way, wrong, transfer)
+        learner = _learner(settings, way, wrong, transfer)
 
-        def run(rate: Array, keys: Array, memory: WeightMemory = memory) -> Array:
-            return jax.vmap(lambda key: _left(settings, memory, rate, key))(keys)
+        def run(rate: Array, keys: Array, learner: _Learner = learner) -> Array:
+            return jax.vmap(lambda key: _left(settings, learner, rate, key))(keys)
 
         runs = jax.jit(jax.vmap(run, in_axes=(0, None)))
         chosen = np.asarray(
@@ -135,8 +132,16 @@ def _reads_gradients(way: Way) -> bool:
     return way in ("tiki_taka", "tiki_taka_v2", "chopped", "agad")
 
 
-def _memory(settings: Settings, way: Way, wrong: float, transfer: float) -> WeightMemory:
-    bare = way == "sgd_without_reference"
+class _Learner(NamedTuple):
+    """`init(key) -> state`; `read(state, key) -> w`; `update(state, x, d, rate, key, i)`."""
+
+    init: Callable[..., Any]
+    read: Callable[..., Array]
+    update: Callable[..., Any]
+
+
+def _learner(settings: Settings, way: Way, wrong: float, transfer: float) -> _Learner:
+    bare = way.endswith("without_reference")
     device = pulsed(
         soft_bounds,
         step=settings.step,
@@ -144,38 +149,57 @@ def _memory(settings: Settings, way: Way, wrong: float, transfer: float) -> Weig
         reference_std=0.0 if bare else wrong,
         variation=Variation(step=0.3, high=0.2, low=0.2, asymmetry=0.3, pulse=0.3),
     )
+    shape = (settings.inputs, settings.outputs)
+    if way.startswith("trains"):
+
+        def send(cells: Any, x: Array, d: Array, rate: Array, key: Array, i: Array) -> Any:
+            rate = rate / settings.batch
+            return update_by_trains(device, cells, x, d, key, i.astype(jnp.float32), rate=rate)
+
+        return _Learner(
+            lambda key: device.init(shape, key, 0.0),
+            lambda cells, key: device.read(cells, key, jnp.inf),
+            send,
+        )
     by_pulses = way in ("sgd_without_reference", "sgd", "tiki_taka")
-    weights = memristive(device, writing="pulses" if by_pulses else "mixed_precision")
-    if not _reads_gradients(way):
-        return weights
-    return tiki_taka(
-        weights,
-        device,
-        way if way in ("chopped", "agad") else "plain",
-        rate=transfer,
-        pulses=settings.pulses,
-        lines=settings.batch,
-        flip=settings.flip,
+    memory = memristive(device, writing="pulses" if by_pulses else "mixed_precision")
+    if _reads_gradients(way):
+        memory = tiki_taka(
+            memory,
+            device,
+            way if way in ("chopped", "agad") else "plain",
+            rate=transfer,
+            pulses=settings.pulses,
+            lines=settings.batch,
+            flip=settings.flip,
+        )
+
+    def update(state: Any, x: Array, d: Array, rate: Array, key: Array, i: Array) -> Any:
+        del i
+        return memory.update(state, {"w": -rate * x.T @ d / settings.batch}, key)
+
+    return _Learner(
+        # a unit of weight is one of the cells
+        lambda key: memory.init({"w": jnp.zeros(shape)}, key),
+        lambda state, key: memory.read(state, key)["w"],
+        update,
     )
 
 
-def _left(settings: Settings, memory: WeightMemory, rate: Array, key: Array) -> Array:
+def _left(settings: Settings, learner: _Learner, rate: Array, key: Array) -> Array:
     """The error over the signal at the end of one run."""
     for_teacher, for_cells, for_steps = jax.random.split(key, 3)
-    shape = (settings.inputs, settings.outputs)
-    teacher = 0.15 * jax.random.normal(for_teacher, shape)
-    start = memory.init({"w": jnp.zeros(shape)}, for_cells)  # a unit of weight is one of the cells
+    teacher = 0.15 * jax.random.normal(for_teacher, (settings.inputs, settings.outputs))
+    late = 7 * settings.iterations // 10  # from here with a tenth of the rate
 
     def step(state: Any, i: Array) -> tuple[Any, None]:
         own = jax.random.fold_in(for_steps, i)
         for_inputs, for_read, for_update = jax.random.split(own, 3)
         x = jax.random.normal(for_inputs, (settings.batch, settings.inputs))
-        w = memory.read(state, for_read)["w"]
-        slope = x.T @ (x @ (w - teacher)) / settings.batch
+        wrong = x @ (learner.read(state, for_read) - teacher)
         now = rate * jnp.where(i < late, 1.0, 0.1)
-        return memory.update(state, {"w": -now * slope}, for_update), None
+        return learner.update(state, x, wrong, now, for_update, i), None
 
-    late = 7 * settings.iterations // 10  # from here with a tenth of the rate
-    state, _ = jax.lax.scan(step, start, jnp.arange(settings.iterations))
-    w = memory.read(state, None)["w"]
+    state, _ = jax.lax.scan(step, learner.init(for_cells), jnp.arange(settings.iterations))
+    w = learner.read(state, None)
     return jnp.sum((w - teacher) ** 2) / jnp.sum(teacher**2)

@@ -20,6 +20,8 @@ def test_a_way_that_works_is_found_with_the_rate_that_works():
     none = study.Settings(**{**vars(SMALL), "rates": (1e-6,)})
     still = study.measure(none, 0, {"way": "mixed_precision", "reference_error": 0.0})
     assert still["error"] == pytest.approx(1, abs=1e-3)
+    trains = study.measure(SMALL, 0, {"way": "trains", "reference_error": 0.0})
+    assert trains["error"] < 0.6
     again = study.measure(SMALL, 0, {"way": "agad", "reference_error": 0.2})
     assert again["transfer_rate"] == 0.5
     assert again["error"] < 1
@@ -27,7 +29,7 @@ def test_a_way_that_works_is_found_with_the_rate_that_works():
 
 def test_cases_summary_and_picture():
     cases = study.cases(SMALL, 0)
-    assert len(cases) == 2 * len(study.WAYS) - 1
+    assert len(cases) == 2 * len(study.WAYS) - 2
     rows = [c | {"error": 0.5, "std": 0.1, "errors": [0.4, 0.6]} for c in cases]
     assert study.summary(SMALL, rows)["error_over_signal"]["agad"] == {"0": 0.5, "0.2": 0.5}
     drawn = study.pictures(SMALL, rows)["errors"]

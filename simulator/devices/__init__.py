@@ -1,7 +1,9 @@
 """Memristive devices: models of cells, how cells make weights, the memory of a training."""
 
-from .cells import Pair, Single
+from .cells import Many, Pair, Single
+from .curves import from_csv
 from .device import Device
+from .faults import stuck_share, with_stuck_cells
 from .memory import DeviceWeights, at, memristive
 from .pcm import PCMParameters, expected_read, pcm
 from .presets import DEVICES, by_name
@@ -14,6 +16,7 @@ __all__ = [
     "DEVICES",
     "Device",
     "DeviceWeights",
+    "Many",
     "PCMParameters",
     "Pair",
     "SetPCMParameters",
@@ -23,10 +26,13 @@ __all__ = [
     "by_name",
     "coincidences",
     "expected_read",
+    "from_csv",
     "memristive",
     "pcm",
     "pulsed",
     "set_pcm",
+    "stuck_share",
     "tiki_taka",
     "update_by_trains",
+    "with_stuck_cells",
 ]

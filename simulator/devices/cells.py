@@ -119,6 +119,57 @@ class Pair(NamedTuple):
         return pulse(state, again, for_rewriting, t), due
 
 
+class Many(NamedTuple):
+    """Several pairs a weight, all summed; an update goes to one of them, drawn anew for each.
+
+    Independent errors of cells average out: relative to the range, the spread of a weight falls
+    with the root of their number, and so does the smallest step with the number itself.
+
+    Attributes:
+        pairs: how many.
+        pair: how each is pulsed and refreshed.
+
+    References:
+        Boybat et al., Neuromorphic computing with multi-memristive synapses, Nature Communications
+        9:2514 (2018).
+    """
+
+    pairs: int
+    pair: Pair = Pair()
+
+    @property
+    def cells(self) -> int:
+        """Cells a weight."""
+        return 2 * self.pairs
+
+    def span(self, device: Device) -> float:
+        """That of all pairs."""
+        return self.pairs * self.pair.span(device)
+
+    def decode(self, g: Conductances) -> Weights:
+        """The sum of the pairs."""
+        return self.pair.decode(self._split(g)).sum(-1)
+
+    def targets(self, device: Device, w: Weights) -> Conductances:
+        """The same share of the weight for each pair."""
+        each = self.pair.targets(device, w / self.pairs)
+        return jnp.concatenate([each] * self.pairs, -1)
+
+    def pulse(self, device: Device, state: Any, counts: Counts, key: Key, t: Any) -> Pulsed:
+        """Pulses on one pair of each weight."""
+        for_choice, for_pulses = jax.random.split(key)
+        chosen = jax.random.randint(for_choice, counts.shape, 0, self.pairs)
+        own = jnp.arange(self.pairs) == chosen[..., None]
+        given = jnp.where(own, counts[..., None], 0)
+        apart = jax.tree.map(self._split, state)
+        apart, refreshed = self.pair.pulse(device, apart, given, for_pulses, t)
+        together = jax.tree.map(lambda new, old: new.reshape(old.shape), apart, state)
+        return together, refreshed.any(-1)
+
+    def _split(self, g: Array) -> Array:
+        return g.reshape(*g.shape[:-1], self.pairs, 2)
+
+
 def give(device: Device) -> Callable[..., Any]:
     """The pulses of a device.
 

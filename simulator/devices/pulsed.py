@@ -192,8 +192,8 @@ def pulsed(
             low=bottom,
             up=up,
             down=down,
-            slope_up=jnp.abs(slopes[0] + v.slope * draws[4]) / high,
-            slope_down=jnp.abs(slopes[1] + v.slope * draws[5]) / -low,
+            slope_up=jnp.abs(slopes[0] + v.slope * draws[4]) / (abs(high) or 1),
+            slope_down=jnp.abs(slopes[1] + v.slope * draws[5]) / (abs(low) or 1),
             reference=zero,
             written=jnp.full_like(zero, t),
         )

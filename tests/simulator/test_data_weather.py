@@ -126,7 +126,8 @@ def test_files_that_are_wrong_are_refused_in_one_line(tmp_path, kind):
     assert "\n" not in str(found.value)
 
 
-def test_another_file_of_that_name_is_refused(tmp_path):
+def test_another_file_of_that_name_is_refused(tmp_path, monkeypatch):
+    monkeypatch.delenv("SPIKEBIT_DATA", raising=False)  # a second place to look into
     put(tmp_path, US, "us-2016-weekly.csv")
     with pytest.raises(ValueError, match="wrong checksum"):
         weather.us_weekly(Source(tmp_path, download=False))

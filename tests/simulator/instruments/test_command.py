@@ -15,10 +15,12 @@ from spikebit.simulator.cli import main
 from spikebit.simulator.devices import set_pcm
 from spikebit.simulator.instruments import SimulatedArray, visa
 
+# a shell that starts things in the background has them ignore Ctrl-C, and tests may run there
 SERVE = [
     sys.executable,
     "-c",
-    "import sys; from spikebit.simulator.cli import main; sys.exit(main())",
+    "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    "from spikebit.simulator.cli import main; sys.exit(main())",
 ]
 ALL = np.ones((2, 3), bool)
 

@@ -11,6 +11,8 @@ from spikebit.quant import parse, quantize
 from spikebit.quant.clipping import clip_of, gaussian_clip, laplace_clip, steps_of
 from spikebit.quant.scaling import absmax_scale
 
+pytestmark = pytest.mark.usefixtures("compile_quickly")
+
 RULES = ("absmax", "percentile99", "mse", "kl", "gaussian", "laplace")
 
 

@@ -8,6 +8,8 @@ from flax import nnx
 
 from spikebit.simulator import LeakyReadout, LIFCell, Network, SNUCell, simulate
 
+pytestmark = pytest.mark.usefixtures("compile_quickly")
+
 STEPS, BATCH = 12, 4
 
 

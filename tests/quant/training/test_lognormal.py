@@ -16,6 +16,8 @@ from spikebit.quant.training.lognormal import (
     threshold_for,
 )
 
+pytestmark = pytest.mark.usefixtures("compile_quickly")
+
 
 def sample(mu, sigma, n, seed=0):
     rng = np.random.default_rng(seed)

@@ -11,6 +11,8 @@ import pytest
 from spikebit.quant import bits_per_weight, float32, losses, number_format, quantize
 from spikebit.quant.training import compensated, master_copy
 
+pytestmark = pytest.mark.usefixtures("compile_quickly")
+
 N, STEP = 10000, -1e-4  # from 1 towards 0
 
 

@@ -123,7 +123,7 @@ class Many(NamedTuple):
     """Several pairs a weight, all summed; an update goes to one of them, drawn anew for each.
 
     Independent errors of cells average out: relative to the range, the spread of a weight falls
-    with the root of their number, and so does the smallest step with the number itself.
+    with the root of the number of pairs, the smallest step with the number itself.
 
     Attributes:
         pairs: how many.

@@ -95,3 +95,19 @@ def proxy_to():
 def faults():
     """All that can go wrong with one line."""
     return FAULTS
+
+
+@pytest.fixture(scope="module")
+def calls(request):
+    """Makes some calls on an instrument, pulses and reads in turn, and gives what they read."""
+
+    def make(instrument, start=0, end=8):
+        found = []
+        for i in range(start, end):
+            if i % 2:
+                found.append(instrument.read(float(i)))
+            else:
+                instrument.apply_pulses(request.module.MASK, 1, i // 2 + 1, i)
+        return found
+
+    return make

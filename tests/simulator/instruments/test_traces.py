@@ -20,26 +20,15 @@ def pulsed(seed=0):
     return SimulatedArray(set_pcm(), SHAPE, jax.random.key(seed))
 
 
-def calls(instrument, start=0, end=8):
-    """Some pulses and reads, and what they read."""
-    found = []
-    for i in range(start, end):
-        if i % 2:
-            found.append(instrument.read(float(i)))
-        else:
-            instrument.apply_pulses(MASK, 1, i // 2 + 1, i)
-    return found
-
-
 @pytest.fixture
-def traced(tmp_path):
+def traced(tmp_path, calls):
     path = tmp_path / "run.h5"
     with record(pulsed(), path) as instrument:
         readings = calls(instrument)
     return path, readings
 
 
-def test_a_recorded_instrument_is_the_same_and_its_replay_too(traced):
+def test_a_recorded_instrument_is_the_same_and_its_replay_too(traced, calls):
     path, readings = traced
     again = replay(path)
     for group in (calls(pulsed()), calls(again)):
@@ -62,7 +51,7 @@ def test_targets_with_holes_and_readings_without_a_value_survive(tmp_path):
     assert again.read(1e6).tobytes() == reading.tobytes()
 
 
-def test_what_differs_is_refused_and_told(traced):
+def test_what_differs_is_refused_and_told(traced, calls):
     path, readings = traced
     again = replay(path)
     found = calls(again, 0, 4)
@@ -96,7 +85,7 @@ def test_what_an_instrument_refuses_is_not_recorded(tmp_path):
         record(pulsed(), tmp_path / "a.h5")
 
 
-def test_a_cut_off_file_opens_up_to_its_last_whole_call(tmp_path):
+def test_a_cut_off_file_opens_up_to_its_last_whole_call(tmp_path, calls):
     live = tmp_path / "live.h5"
     recorder = record(pulsed(), live)
     readings, sizes = [], []
@@ -226,7 +215,7 @@ def test_no_file_and_no_hdf5_are_refused(tmp_path):
         replay(tmp_path / "a.h5")
 
 
-def test_noise_in_a_file_is_refused_or_cuts_it(traced):
+def test_noise_in_a_file_is_refused_or_cuts_it(traced, calls):
     """Bytes turned over anywhere: an error in words, or fewer calls, never other values."""
     path, readings = traced
     image, rng = path.read_bytes(), np.random.default_rng(0)
@@ -248,7 +237,7 @@ def test_noise_in_a_file_is_refused_or_cuts_it(traced):
     assert refused > 0
 
 
-def test_a_run_that_was_killed_goes_on(traced, tmp_path):
+def test_a_run_that_was_killed_goes_on(traced, tmp_path, calls):
     """Started again with `after`, simulated cells reach the same bits as without a break."""
     path, _ = traced
     with record(pulsed(), tmp_path / "second.h5", after=path) as instrument:

@@ -35,22 +35,11 @@ def array(seed=0, device=None):
     return simulated
 
 
-def calls(instrument, start=0, end=8):
-    """Some pulses and reads, and what they read."""
-    found = []
-    for i in range(start, end):
-        if i % 2:
-            found.append(instrument.read(float(i)))
-        else:
-            instrument.apply_pulses(MASK, 1, i // 2 + 1, i)
-    return found
-
-
 def pulses(end=8):
     return MASK * sum(i // 2 + 1 for i in range(0, end, 2))
 
 
-def test_a_bench_is_what_is_behind_it():
+def test_a_bench_is_what_is_behind_it(calls):
     with serving(array()) as resource:
         bench = visa(resource)
         assert bench.identify() == array().identify()
@@ -69,7 +58,7 @@ def test_a_bench_is_what_is_behind_it():
 
 
 @pytest.mark.parametrize("which", range(7))
-def test_each_pulse_is_given_once_whatever_goes_wrong(which, faults, proxy_to):
+def test_each_pulse_is_given_once_whatever_goes_wrong(which, faults, proxy_to, calls):
     served, fault = array(), faults[which]
     with serving(served) as resource:
         proxy = proxy_to(resource)
@@ -82,7 +71,7 @@ def test_each_pulse_is_given_once_whatever_goes_wrong(which, faults, proxy_to):
     np.testing.assert_array_equal(served.pulses, pulses())
 
 
-def test_any_mixture_of_faults_changes_nothing(faults, proxy_to):
+def test_any_mixture_of_faults_changes_nothing(faults, proxy_to, calls):
     rng, served = np.random.default_rng(0), array()
     with serving(served) as resource:
         proxy = proxy_to(resource)
@@ -95,7 +84,7 @@ def test_any_mixture_of_faults_changes_nothing(faults, proxy_to):
     np.testing.assert_array_equal(served.pulses, pulses(20))
 
 
-def test_a_dead_bench_is_reported_and_the_same_call_finishes(proxy_to):
+def test_a_dead_bench_is_reported_and_the_same_call_finishes(proxy_to, calls):
     served = array()
     with serving(served) as resource:
         proxy = proxy_to(resource)
@@ -133,7 +122,7 @@ def test_what_became_of_a_call_can_be_asked(fault, done, proxy_to):
         bench.close()
 
 
-def test_other_cells_are_not_taken_for_those_of_the_run(proxy_to):
+def test_other_cells_are_not_taken_for_those_of_the_run(proxy_to, calls):
     with serving(array()) as resource, serving(array()) as other:
         proxy = proxy_to(resource)
         bench = visa(proxy.resource, timeout=0.5, attempts=2, pause=0.01)
@@ -145,7 +134,7 @@ def test_other_cells_are_not_taken_for_those_of_the_run(proxy_to):
                 bench.read(5.0)
 
 
-def test_a_second_controller_is_noticed():
+def test_a_second_controller_is_noticed(calls):
     with serving(array()) as resource:
         first, second = visa(resource), visa(resource)
         calls(first, 0, 2)
@@ -167,7 +156,7 @@ def test_a_second_controller_is_noticed():
         (lambda i: i.read(np.inf), "time is inf"),
     ],
 )
-def test_bad_input_never_leaves_the_client(call, words, proxy_to):
+def test_bad_input_never_leaves_the_client(call, words, proxy_to, calls):
     with serving(array()) as resource:
         calls(visa(resource))
         proxy = proxy_to(resource)
@@ -179,7 +168,7 @@ def test_bad_input_never_leaves_the_client(call, words, proxy_to):
         bench.close()
 
 
-def test_a_run_that_was_killed_goes_on_with_the_call_that_was_done(tmp_path):
+def test_a_run_that_was_killed_goes_on_with_the_call_that_was_done(tmp_path, calls):
     """Killed after the bench had done call 5 and before anyone wrote it down."""
     served = array()
     with serving(served) as resource:

@@ -37,20 +37,17 @@ from ..quant.state_formats import state_formats
 from ..quant.storage import storage
 from ..quant.training import (
     Activation,
-    compensated,
     low_precision,
-    master_copy,
     quantize_products,
 )
 from . import encoding, surrogate
+from .build_memory import aware, make_memory
 from .data import Dataset, Split, load
-from .devices import by_name, memristive, tiki_taka
 from .experiment import (
     IMAGE_ENCODERS,
     Data,
     Encoder,
     Experiment,
-    Memory,
     NetworkSettings,
     Optimizer,
     Rule,
@@ -268,7 +265,9 @@ def make_exact(experiment: Experiment, inputs: int, dataset: Dataset) -> Exact:
     return Exact(
         network=_make_network(experiment, network, inputs, dataset),
         make_rule=make_rule(replace(experiment.rule, trace_format=None), experiment.run.seed),
-        read=quant.float32().read if experiment.memory.master else memory.read,
+        read=aware(experiment.memory, quant.float32()).read
+        if experiment.memory.master
+        else memory.read,
         gradient_format=experiment.optimizer.gradient_format,
         format_rounding=experiment.optimizer.format_rounding,
     )
@@ -364,41 +363,3 @@ def make_optimizer(settings: Optimizer, updates: int) -> optax.GradientTransform
         )
     except ValueError as error:
         raise ValueError(f"optimizer: {error}") from None
-
-
-def make_memory(settings: Memory) -> quant.WeightMemory:
-    """Where the weights live."""
-    if settings.device is not None:
-        return _make_devices(settings.device, settings)
-    try:
-        if settings.master:
-            return master_copy(settings.format, settings.rounding)
-        if settings.format == "float32":
-            memory = quant.float32()
-        else:
-            memory = quant.number_format(settings.format, settings.rounding)
-    except ValueError as error:
-        raise ValueError(f"memory.format = {settings.format!r}: {error}") from None
-    if settings.compensation is None:
-        return memory
-    try:
-        return compensated(memory, settings.compensation)
-    except ValueError as error:
-        raise ValueError(f"memory.compensation = {settings.compensation!r}: {error}") from None
-
-
-def _make_devices(name: str, settings: Memory) -> quant.WeightMemory:
-    try:
-        device = by_name(name)
-    except ValueError as error:
-        raise ValueError(f"memory.device: {error}") from None
-    try:
-        memory = memristive(device, writing=settings.writing, dt=settings.step_seconds)
-    except ValueError as error:
-        raise ValueError(f"memory.writing: {error}") from None
-    if settings.transfer is None:
-        return memory
-    try:
-        return tiki_taka(memory, device, settings.transfer)
-    except ValueError as error:
-        raise ValueError(f"memory.transfer: {error}") from None

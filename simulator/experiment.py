@@ -190,6 +190,16 @@ class Memory:
     writing: Literal["program", "pulses", "mixed_precision"] | None = None  # None: as fits
     transfer: Literal["plain", "chopped", "agad"] | None = None  # Tiki-Taka: sums in cells first
     step_seconds: Annotated[float, Field(gt=0)] = 1.0  # from one update to the next, for devices
+    #: of matrices, drawn for each update: standard deviation over the largest |weight|
+    noise: NotNegative = 0.0
+    noise_device: str | None = None  # noise is that of writing this one of `devices.DEVICES`
+    clip: Positive | None = None  # largest |weight| of matrices
+    clip_stds: Positive | None = None  # the same in standard deviations of each matrix
+
+    def hardware_aware(self) -> dict[str, Any]:
+        """What reads are noisy by and weights clipped to, as far as it is given."""
+        names = ("noise", "noise_device", "clip", "clip_stds")
+        return {name: getattr(self, name) for name in names if getattr(self, name)}
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -280,6 +290,9 @@ def _check_device(memory: Memory) -> None:
         raise ValueError(
             "memory.writing, memory.transfer and memory.step_seconds need memory.device, the name"
         )
+    for one, other in (("noise", "noise_device"), ("clip", "clip_stds")):
+        if {one, other} <= set(memory.hardware_aware()):
+            raise ValueError(f"memory.{one} and memory.{other} are two ways to say it: give one")
 
 
 def _check_scope(rule: Rule) -> None:
@@ -349,6 +362,7 @@ def resolve(experiment: Experiment) -> Experiment:
             writing=memory.writing,
             transfer=memory.transfer,
             step_seconds=memory.step_seconds,
+            **memory.hardware_aware(),
         )
     return dataclasses.replace(experiment, data=data, rule=rule, memory=memory)
 

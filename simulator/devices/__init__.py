@@ -4,6 +4,7 @@ from .cells import Many, Pair, Single
 from .curves import from_csv
 from .device import Device
 from .faults import stuck_share, with_stuck_cells
+from .hardware_aware import hardware_aware
 from .memory import DeviceWeights, at, memristive
 from .pcm import PCMParameters, expected_read, pcm
 from .presets import DEVICES, by_name
@@ -27,6 +28,7 @@ __all__ = [
     "coincidences",
     "expected_read",
     "from_csv",
+    "hardware_aware",
     "memristive",
     "pcm",
     "pulsed",

@@ -10,6 +10,7 @@ from .pcm import PCMParameters, expected_read, pcm
 from .presets import DEVICES, by_name
 from .pulse_numbers import coincidences, update_by_trains
 from .pulsed import Variation, pulsed
+from .reram import reram_cmo, reram_milo, reram_wan
 from .set_pulses import SetPCMParameters, set_pcm
 from .tiki_taka import tiki_taka
 
@@ -32,6 +33,9 @@ __all__ = [
     "memristive",
     "pcm",
     "pulsed",
+    "reram_cmo",
+    "reram_milo",
+    "reram_wan",
     "set_pcm",
     "stuck_share",
     "tiki_taka",

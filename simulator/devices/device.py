@@ -5,6 +5,7 @@ in microsiemens [uS], times in seconds [s] on one clock that the caller keeps: e
 time, and drift goes on from the last write to each read.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -41,6 +42,9 @@ class Device(NamedTuple):
     resets: bool = False  # a negative count is a RESET, whatever its size
     #: spread(state, t) -> standard deviation of a read of each cell [uS]; None: reads have no noise
     spread: Callable[..., Float[Array, "*cells"]] | None = None
+    #: the last time after a write that the model knows [s]; reads after it are refused, or NaN
+    #: under `jit`
+    until: float = math.inf
 
 
 def check_targets(who: str, target: Any, g_min: float, g_max: float) -> None:
@@ -80,6 +84,22 @@ def check_time(who: str, what: str, t: Any, written: Any) -> None:
     if not now >= last:
         raise ValueError(
             f"{who}.{what}: t = {now:g} s, but a cell was written at {last:g} s: time goes on."
+        )
+
+
+def check_known(who: str, t: Any, written: Any, until: float) -> None:
+    """Refuses a time that a model says nothing of; under `jit` values are not seen.
+
+    Raises:
+        ValueError: naming the time since the write, and the last one that is known.
+    """
+    if isinstance(t, Tracer) or isinstance(written, Tracer) or not np.size(written):
+        return
+    longest = float(np.max(np.asarray(t) - np.asarray(written)))
+    if longest > until:
+        raise ValueError(
+            f"{who}.read: {longest:g} s after the write of a cell, but measurements end at "
+            f"{until:g} s: read earlier, or write anew."
         )
 
 

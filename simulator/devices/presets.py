@@ -1,4 +1,4 @@
-"""Devices by name: published settings of pulsed cells, and the models of phase-change memory.
+"""Devices by name: published settings of pulsed cells, and the models of cells for inference.
 
 Weights of pulsed cells are in units of the nominal range of the source, steps too. The shapes of
 their steps are in `pulsed.py`.
@@ -9,6 +9,7 @@ from collections.abc import Callable
 from .device import Device
 from .pcm import pcm
 from .pulsed import Variation, exponential, linear, pulsed, soft_bounds
+from .reram import reram_cmo, reram_milo, reram_wan
 from .set_pulses import set_pcm
 
 
@@ -123,6 +124,9 @@ DEVICES: dict[str, Callable[[], Device]] = {
     "pcm": pcm,
     "hermes": hermes,
     "set_pcm": set_pcm,
+    "reram_wan": reram_wan,
+    "reram_cmo": reram_cmo,
+    "reram_milo": reram_milo,
     "reram_es": reram_es,
     "reram_sb": reram_sb,
     "capacitor": capacitor,

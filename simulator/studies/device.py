@@ -39,7 +39,9 @@ class Settings:
     """One device, by its name."""
 
     device: str = "pcm"
-    targets: Annotated[tuple[NotNegative, ...], Field(min_length=1)] = (2, 5, 10, 15, 20, 25)  # uS
+    targets: Annotated[tuple[NotNegative, ...], Field(min_length=1)] = (
+        2, 5, 10, 15, 20, 25, 40, 60, 80, 120, 200,
+    )  # fmt: skip  # [uS]
     times: Annotated[tuple[NotNegative, ...], Field(min_length=1)] = (
         0, 1, 3600, 86_400, 31_536_000,
     )  # fmt: skip  # since programming [s]
@@ -54,7 +56,7 @@ class Settings:
 def cases(settings: Settings, seed: int) -> list[dict[str, Any]]:
     """What the device can show: reads and a tile if it can be programmed, pulses if it takes them.
 
-    Targets beyond its range are left out.
+    Targets beyond its range are left out, and times of which its model says nothing.
     """
     del seed
     try:
@@ -69,10 +71,9 @@ def cases(settings: Settings, seed: int) -> list[dict[str, Any]]:
                 f"study.targets: none is in the range of {device.name}, {device.g_min:g} to "
                 f"{device.g_max:g} uS"
             )
-        found += [
-            {"shows": "reads", "target_uS": g, "time_s": t} for g in targets for t in settings.times
-        ]
-        found += [{"shows": "product", "target_uS": None, "time_s": t} for t in settings.times]
+        times = [t for t in settings.times if t <= device.until]
+        found += [{"shows": "reads", "target_uS": g, "time_s": t} for g in targets for t in times]
+        found += [{"shows": "product", "target_uS": None, "time_s": t} for t in times]
     if device.pulse is not None:
         found.append({"shows": "pulses", "target_uS": None, "time_s": None})
     return found

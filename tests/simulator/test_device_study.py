@@ -37,6 +37,14 @@ def test_reads_have_the_moments_of_the_model_and_a_tile_ages():
     assert study.summary(settings, rows)["device"] == "pcm"
 
 
+def test_times_and_targets_are_those_of_the_model():
+    cases = study.cases(study.Settings(device="reram_wan"), 0)
+    assert {c["time_s"] for c in cases} == {0, 1, 3600, 86_400}  # a year was not measured
+    assert max(c["target_uS"] or 0 for c in cases) == 40
+    reads = study.cases(study.Settings(device="reram_milo"), 0)
+    assert {c["target_uS"] for c in reads} == {None, 60, 80, 120, 200}
+
+
 @pytest.mark.parametrize("name", ["ecram", "set_pcm"])
 def test_cells_that_take_pulses_show_their_curves(name):
     settings, rows = rows_of(device=name)

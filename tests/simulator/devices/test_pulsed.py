@@ -148,7 +148,7 @@ def test_no_cell_leaves_its_bounds_and_steps_that_are_log_normal_have_one_sign()
         assert (np.asarray(state.w) >= np.asarray(state.low)).all()
 
 
-@pytest.mark.parametrize("name", [n for n in DEVICES if n not in ("pcm", "hermes", "set_pcm")])
+@pytest.mark.parametrize("name", [n for n in DEVICES if by_name(n).g_min < 0])
 def test_presets_go_up_by_their_step_and_can_be_batched(name):
     device = by_name(name)
     keys = jax.random.split(jax.random.key(0), 3)

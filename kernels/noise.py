@@ -78,23 +78,39 @@ def random_words(
         raise ValueError(
             f"random_words(dtype={dtype}): words are uint32 or uint64; convert them afterwards."
         )
+    return _random_words(key, checked_stream("random_words", stream, shape), shape, dtype)
+
+
+def checked_stream(
+    who: str, stream: UInt32[Array, ""] | int, shape: tuple[int, ...]
+) -> UInt32[Array, ""]:
+    """The stream as a word.
+
+    Raises:
+        ValueError: in the name of `who`: no stream, or more elements than it has words.
+    """
     if math.prod(shape) > 1 << 32:
         raise ValueError(
-            f"random_words(shape={shape}): {math.prod(shape)} elements, but a stream has 2^32 "
+            f"{who}(shape={shape}): {math.prod(shape)} elements, but a stream has 2^32 "
             "words; draw the array in parts, each from a stream of its own."
         )
     if isinstance(stream, int) and not 0 <= stream < 1 << 32:
-        raise ValueError(f"random_words(stream={stream}): streams are numbered from 0 to 2^32 - 1.")
-    return _random_words(key, jnp.asarray(stream, jnp.uint32), shape, dtype)
+        raise ValueError(f"{who}(stream={stream}): streams are numbered from 0 to 2^32 - 1.")
+    return jnp.asarray(stream, jnp.uint32)
+
+
+def places(shape: tuple[int, ...]) -> UInt32[Array, "*shape"]:
+    """The flat (row-major) place of each element; each device counts its own part."""
+    index = jnp.zeros(shape, jnp.uint32)
+    for axis in range(len(shape)):  # not arange and reshape, which would be one device's
+        stride = np.uint32(math.prod(shape[axis + 1 :]))
+        index = index + jax.lax.broadcasted_iota(jnp.uint32, shape, axis) * stride
+    return index
 
 
 @functools.partial(jax.jit, static_argnames=("shape", "dtype"))
 def _random_words(key: Array, stream: Array, shape: tuple[int, ...], dtype: np.dtype) -> Array:
-    index = jnp.zeros(shape, jnp.uint32)
-    for axis in range(len(shape)):  # not arange and reshape: each device counts its own part
-        stride = np.uint32(math.prod(shape[axis + 1 :]))
-        index = index + jax.lax.broadcasted_iota(jnp.uint32, shape, axis) * stride
-    low, high = block(key[0], key[1], index, stream)
+    low, high = block(key[0], key[1], places(shape), stream)
     if dtype == np.uint32:
         return low
     return low.astype(jnp.uint64) | high.astype(jnp.uint64) << np.uint64(32)

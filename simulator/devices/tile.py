@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from ...kernels.normals import random_normals
 from .cells import Arrangement, Pair, Single
 from .device import Device, Key
 
@@ -88,7 +89,7 @@ def program(tile: Tile, w: Array, key: Key, t: float = 0.0) -> Programmed:
     state = tile.device.init((*w.shape, layout.cells), for_cells, t)
     state = tile.device.program(state, layout.targets(tile.device, w / scale), for_writing, t)
     held = Programmed(state, scale, largest, jnp.zeros_like(scale))
-    return held._replace(response=_response(tile, held, t))
+    return held._replace(response=_mean_magnitude(weights(tile, held, t)))
 
 
 def weights(tile: Tile, held: Programmed, t: Any) -> Float[Array, "n_in n_out"]:
@@ -101,79 +102,141 @@ def compensation(tile: Tile, held: Programmed, t: Any) -> Float[Array, ""]:
 
     From the mean |w|, which inputs of one line at a time show, now and right after programming.
     """
-    return held.response / jnp.maximum(_response(tile, held, t), _SMALLEST * held.response)
+    return _compensation(held, weights(tile, held, t))
+
+
+def _compensation(held: Programmed, w: Array) -> Array:
+    return held.response / jnp.maximum(_mean_magnitude(w), _SMALLEST * held.response)
+
+
+class Aged(NamedTuple):
+    """What a tile holds at one time, for any number of products: `aged`."""
+
+    w: Float[Array, "n_in n_out"]  # weights, in units of the largest that was written
+    variance: Float[Array, "n_in n_out"] | None  # of one read of each, in that unit; None: no noise
+    unit: Float[Array, ""]  # what outputs are multiplied by, compensation included
+
+
+def aged(tile: Tile, held: Programmed, t: Any, *, compensate: bool = False) -> Aged:
+    """The tile at a time: drift and the spread of reads, worked out once for many products.
+
+    Args:
+        tile: how it is built.
+        held: what is in it.
+        t: the time [s].
+        compensate: for the mean drift, see `compensation`.
+    """
+    unit = jnp.where(held.largest > 0, held.largest, 1)
+    w = weights(tile, held, t)
+    variance = None
+    if tile.device.spread is not None:
+        spread = jax.lax.stop_gradient(tile.device.spread(held.state, t) * held.scale / unit)
+        # not jnp.sum, into which XLA would fuse the spread, one cell after the other
+        variance = (
+            sum(spread[..., d] ** 2 for d in range(1, spread.shape[-1])) + spread[..., 0] ** 2
+        )
+    return Aged(w / unit, variance, unit * _compensation(held, w) if compensate else unit)
 
 
 def matmul(
     tile: Tile,
-    held: Programmed,
+    held: Programmed | Aged,
     x: Float[Array, "*batch n_in"],
     key: Key | None,
-    t: Any,
+    t: Any = None,
     *,
     compensate: bool = False,
 ) -> Float[Array, "*batch n_out"]:
     """The product x @ w as the tile gives it; differentiable in x.
 
+    The noise of a vector depends on the key and its place in the batch, and nothing of it on what
+    else is in the batch.
+
     Args:
         tile: how it is built.
-        held: what is in it.
+        held: what is in it; of `aged`, where several products share a time.
         x: inputs.
         key: of the noise of reads and outputs; None: none.
-        t: the time [s].
-        compensate: for the mean drift, see `compensation`.
+        t: the time [s]; None for a tile of `aged`, which has its own.
+        compensate: for the mean drift, see `compensation`; as t.
+
+    Raises:
+        ValueError: no time, or a second one.
     """
-    unit = jnp.where(held.largest > 0, held.largest, 1)
-    w = weights(tile, held, t) / unit
-    variance = None
-    if key is not None and tile.device.spread is not None:
-        spread = tile.device.spread(held.state, t) * held.scale / unit
-        variance = jnp.sum(spread**2, -1)
-    flat = x.reshape(-1, x.shape[-1])
-    keys = None if key is None else jax.random.split(key, len(flat))
-    y = jax.vmap(lambda x, k: _vector(tile, w, variance, x, k), (0, None if key is None else 0))(
-        flat, keys
-    )
-    y = y * unit * (compensation(tile, held, t) if compensate else 1)
-    return y.reshape(*x.shape[:-1], w.shape[1])
+    if isinstance(held, Aged) != (t is None) or (t is None and compensate):
+        raise ValueError(
+            f"tile.matmul(t={t}, compensate={compensate}): give the time and the compensation "
+            "once, here or to `aged`."
+        )
+    now = held if isinstance(held, Aged) else aged(tile, held, t, compensate=compensate)
+    y = _vectors(tile, now, x.reshape(-1, x.shape[-1]), key) * now.unit
+    return y.reshape(*x.shape[:-1], now.w.shape[1])
 
 
-def _vector(tile: Tile, w: Array, variance: Array | None, x: Array, key: Key | None) -> Array:
-    largest = jax.lax.stop_gradient(jnp.max(jnp.abs(x)))
+def _vectors(tile: Tile, now: Aged, x: Array, key: Key | None) -> Array:
+    """Outputs (vectors, n_out) in units of the largest |w|; one matrix product for all vectors."""
+    largest = jax.lax.stop_gradient(jnp.max(jnp.abs(x), -1, keepdims=True))
     largest = jnp.where(largest > 0, largest, 1)
-    xi = (0.0, 0.0) if key is None else jax.random.normal(key, (2, w.shape[1]), w.dtype)
+    xi = None
+    if key is not None:
+        words = jax.random.bits(key, (2,), jnp.uint32)
+        xi = random_normals(words, 0, (len(x), now.w.shape[1]))[0]
 
-    def attempt(share: Array) -> tuple[Array, Array]:
-        given = x / largest * share
-        given = given if tile.dac is None else tile.dac(given)
-        y = given @ w
-        if variance is not None:
-            y = y + jnp.sqrt(jax.lax.stop_gradient(given) ** 2 @ variance) * xi[0]
-        y = y + tile.output_noise * xi[1]
-        if tile.adc is None:
-            return y / share, jnp.zeros((), bool)
-        return tile.adc(y) / share, jnp.any(jnp.abs(y) >= tile.adc.bound)
+    def given(share: Array) -> Array:
+        inputs = x / largest * share
+        return inputs if tile.dac is None else tile.dac(inputs)
 
-    share = jnp.ones((), w.dtype)
-    if tile.manage_bounds and tile.adc is not None:
+    def currents(share: Array) -> Array:
+        """What the ADC sees."""
+        inputs = given(share)
+        y = inputs @ now.w
+        if xi is None:
+            return y
+        variance = jnp.asarray(tile.output_noise, y.dtype) ** 2
+        if now.variance is not None:
+            variance = variance + inputs**2 @ now.variance
+        return y + jnp.sqrt(variance) * xi  # two sources, one Gaussian
+
+    share = jnp.ones((len(x), 1), now.w.dtype)
+    y = jax.lax.stop_gradient(currents(share))
+    if tile.adc is not None and tile.manage_bounds:
+        bound = tile.adc.bound
 
         def again(state: tuple[Array, Array]) -> Array:
-            share, clipped = state
-            return clipped & (share > 2.0**-_HALVINGS)
+            return jnp.any(_too_large(*state, bound))
 
         def halve(state: tuple[Array, Array]) -> tuple[Array, Array]:
-            share = state[0] / 2
-            return share, attempt(share)[1]
+            share = jnp.where(_too_large(*state, bound), state[0] / 2, state[0])
+            return share, currents(share)
 
-        share = jax.lax.stop_gradient(
-            jax.lax.while_loop(again, halve, (share, attempt(share)[1]))[0]
-        )
-    return attempt(share)[0] * largest
+        share, y = jax.lax.stop_gradient(jax.lax.while_loop(again, halve, (share, y)))
+    y = _with_derivative(y, given(share), now.w)
+    return (y if tile.adc is None else tile.adc(y)) / share * largest
+
+
+def _too_large(share: Array, y: Array, bound: float) -> Array:
+    """The vectors (vectors, 1) that reach a bound and can still be given with half the input."""
+    clipped = jnp.any(jnp.abs(y) >= bound, -1, keepdims=True)
+    return clipped & (share > 2.0**-_HALVINGS)
+
+
+@jax.custom_jvp
+def _with_derivative(y: Array, inputs: Array, w: Array) -> Array:
+    """y, which holds inputs @ w, differentiated as that product and not computed again."""
+    del inputs, w
+    return y
+
+
+@_with_derivative.defjvp
+def _(primals: tuple[Array, Array, Array], tangents: tuple[Array, Array, Array]) -> Any:
+    y, inputs, w = primals
+    return y, tangents[1] @ w + inputs @ tangents[2]
 
 
 def _layout(tile: Tile) -> Arrangement:
     return tile.cells or (Single() if tile.device.g_min < 0 else Pair())
 
 
-def _response(tile: Tile, held: Programmed, t: Any) -> Array:
-    return jnp.mean(jnp.abs(weights(tile, held, t)))
+def _mean_magnitude(w: Array) -> Array:
+    # a product, since XLA would fuse a sum with all that makes w, one weight after the other
+    return jnp.mean(jnp.matmul(jnp.ones(len(w), w.dtype), jnp.abs(w), precision="highest")) / len(w)

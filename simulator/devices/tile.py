@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ...kernels.normals import random_normals
+from . import ir_drop
 from .cells import Arrangement, Pair, Single
 from .device import Device, Key
 
@@ -45,6 +46,7 @@ class Tile(NamedTuple):
         output_noise: standard deviation of what the ADC adds, in its unit.
         manage_bounds: a vector whose outputs reach the bound of the ADC is given again with half
             the input, until they do not; each vector by itself.
+        ir_drop: how much of what wires take of the outputs, see `ir_drop.lost`, is missing; 1: all.
     """
 
     device: Device
@@ -53,6 +55,7 @@ class Tile(NamedTuple):
     adc: Converter | None = Converter(10.0, 254)
     output_noise: float = 0.0
     manage_bounds: bool = True
+    ir_drop: float = 0.0
 
 
 class Programmed(NamedTuple):
@@ -146,8 +149,9 @@ def matmul(
     t: Any = None,
     *,
     compensate: bool = False,
+    reach: Float[Array, ""] | None = None,
 ) -> Float[Array, "*batch n_out"]:
-    """The product x @ w as the tile gives it; differentiable in x.
+    """The product x @ w as the tile gives it; differentiable in x, the drop over wires left out.
 
     The noise of a vector depends on the key and its place in the batch, and nothing of it on what
     else is in the batch.
@@ -159,6 +163,7 @@ def matmul(
         key: of the noise of reads and outputs; None: none.
         t: the time [s]; None for a tile of `aged`, which has its own.
         compensate: for the mean drift, see `compensation`; as t.
+        reach: the |x| that the DAC takes for its largest; None: for each vector its own.
 
     Raises:
         ValueError: no time, or a second one.
@@ -169,13 +174,14 @@ def matmul(
             "once, here or to `aged`."
         )
     now = held if isinstance(held, Aged) else aged(tile, held, t, compensate=compensate)
-    y = _vectors(tile, now, x.reshape(-1, x.shape[-1]), key) * now.unit
+    y = _vectors(tile, now, x.reshape(-1, x.shape[-1]), key, reach) * now.unit
     return y.reshape(*x.shape[:-1], now.w.shape[1])
 
 
-def _vectors(tile: Tile, now: Aged, x: Array, key: Key | None) -> Array:
+def _vectors(tile: Tile, now: Aged, x: Array, key: Key | None, reach: Array | None) -> Array:
     """Outputs (vectors, n_out) in units of the largest |w|; one matrix product for all vectors."""
-    largest = jax.lax.stop_gradient(jnp.max(jnp.abs(x), -1, keepdims=True))
+    largest = jnp.max(jnp.abs(x), -1, keepdims=True) if reach is None else reach[None, None]
+    largest = jax.lax.stop_gradient(largest)
     largest = jnp.where(largest > 0, largest, 1)
     xi = None
     if key is not None:
@@ -190,6 +196,8 @@ def _vectors(tile: Tile, now: Aged, x: Array, key: Key | None) -> Array:
         """What the ADC sees."""
         inputs = given(share)
         y = inputs @ now.w
+        if tile.ir_drop:
+            y = y - tile.ir_drop * ir_drop.lost(inputs, now.w)
         if xi is None:
             return y
         variance = jnp.asarray(tile.output_noise, y.dtype) ** 2

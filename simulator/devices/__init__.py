@@ -10,8 +10,10 @@ from .pcm import PCMParameters, expected_read, pcm
 from .presets import DEVICES, by_name
 from .pulse_numbers import coincidences, update_by_trains
 from .pulsed import Variation, pulsed
+from .reference_column import ReferenceColumn
 from .reram import reram_cmo, reram_milo, reram_wan
 from .set_pulses import SetPCMParameters, set_pcm
+from .slices import Sliced
 from .tiki_taka import tiki_taka
 
 __all__ = [
@@ -21,8 +23,10 @@ __all__ = [
     "Many",
     "PCMParameters",
     "Pair",
+    "ReferenceColumn",
     "SetPCMParameters",
     "Single",
+    "Sliced",
     "Variation",
     "at",
     "by_name",

@@ -1,11 +1,14 @@
-"""Cells that make a weight together: w = sum over d of c_d G_d, and which of them are written.
+"""Cells that make a weight together: how many there are, how they are read, which are written.
 
 A conductance has no sign, a weight has: two cells hold its parts, or one cell of a kind that is
-read against a reference. Here are the arrangements; where weights live between two steps of a
-training is `memory.py`'s.
+read against a reference. Here are the contract and the usual arrangements; those whose cells do not
+count alike are in `slices.py`, those that share a reference in `reference_column.py`. Where weights
+live between two steps of a training is `memory.py`'s.
 """
 
+import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
@@ -18,11 +21,13 @@ Weights = Float[Array, "*weights"]  # in the unit of the device [uS]
 Conductances = Float[Array, "*weights cells"]
 Counts = Int[Array, "*weights"]
 Pulsed = tuple[Any, Bool[Array, "*weights"]]
+Variances = tuple[Float[Array, "*weights"], Float[Array, "*rows 1"] | None]
+_ROUNDS = 4  # of pulses to approach a target: the first is off by what steps differ from their mean
 
 
 @runtime_checkable
 class Arrangement(Protocol):
-    """How many cells a weight has, and what is done to them."""
+    """What weights made of cells of a device can do; the state is the arrangement's own."""
 
     @property
     def cells(self) -> int:
@@ -33,23 +38,73 @@ class Arrangement(Protocol):
         """The largest |w| that can be held [uS]."""
         ...
 
-    def decode(self, g: Conductances) -> Weights:
-        """The weights of conductances."""
+    def init(self, device: Device, shape: tuple[int, ...], key: Key, t: Any) -> Any:
+        """New cells for weights of a shape."""
         ...
 
-    def targets(self, device: Device, w: Weights) -> Conductances:
-        """The conductances that a weight is written as."""
+    def read(self, device: Device, state: Any, key: Key | None, t: Any) -> Weights:
+        """What one read sees; without a key what the cells hold."""
+        ...
+
+    def variances(self, device: Device, state: Any, t: Any) -> Variances | None:
+        """Of a read of each weight, and what weights of a row share; None: reads have no noise."""
+        ...
+
+    def program(self, device: Device, state: Any, w: Weights, key: Key, t: Any) -> Any:
+        """Writes weights to near w; those that are NaN are not written."""
         ...
 
     def pulse(self, device: Device, state: Any, counts: Counts, key: Key, t: Any) -> Pulsed:
-        """Moves weights by that many pulses: the cells, and where they were refreshed."""
+        """Moves weights by that many pulses: the state, and where they were refreshed."""
         ...
 
 
-class Single(NamedTuple):
+@dataclass(frozen=True)
+class Alike:
+    """What arrangements share whose state is that of the device, arrays (*weights, cells)."""
+
+    @property
+    def cells(self) -> int:
+        """Cells a weight."""
+        raise NotImplementedError
+
+    def decode(self, g: Conductances) -> Weights:
+        """The weights of conductances."""
+        raise NotImplementedError
+
+    def targets(self, device: Device, w: Weights) -> Conductances:
+        """The conductances that weights are written as."""
+        raise NotImplementedError
+
+    def init(self, device: Device, shape: tuple[int, ...], key: Key, t: Any) -> Any:
+        """New cells for weights of a shape."""
+        return device.init((*shape, self.cells), key, t)
+
+    def read(self, device: Device, state: Any, key: Key | None, t: Any) -> Weights:
+        """What one read sees; without a key what the cells hold."""
+        return self.decode(device.read(state, key, t))
+
+    def variances(self, device: Device, state: Any, t: Any) -> Variances | None:
+        """Of a read of each weight; weights share no cell."""
+        if device.spread is None:
+            return None
+        spread = device.spread(state, t)
+        # not jnp.sum, into which XLA would fuse the spread, one cell after the other
+        return sum(spread[..., d] ** 2 for d in range(1, self.cells)) + spread[..., 0] ** 2, None
+
+    def program(self, device: Device, state: Any, w: Weights, key: Key, t: Any) -> Any:
+        """Writes weights to near w; those that are NaN are not written."""
+        return write(device)(state, self.targets(device, w), key, t)
+
+
+@dataclass(frozen=True)
+class Single(Alike):
     """One cell a weight, of a kind whose range reaches to both sides of 0."""
 
-    cells: int = 1
+    @property
+    def cells(self) -> int:
+        """One."""
+        return 1
 
     def span(self, device: Device) -> float:
         """The nearer of both bounds."""
@@ -73,10 +128,12 @@ class Single(NamedTuple):
         return give(device)(state, counts[..., None], key, t), jnp.zeros(counts.shape, bool)
 
 
-class Pair(NamedTuple):
+@dataclass(frozen=True)
+class Pair(Alike):
     """Two cells, w = G+ - G-; the one that is not needed idles at the lowest conductance.
 
-    Pulses go to G+ or to G-, always up where a cell knows only RESET as a way down. Such a pair is
+    A pulse moves one cell of them: that which holds the weight, up or down, and the other one up
+    beyond 0. Where a cell knows only RESET as a way down, pulses go up, on G+ or G-; such a pair is
     refreshed where a cell is nearly full and the weight could be held with less: it is read, both
     cells are RESET, and the weight is written anew with pulses on one of them.
 
@@ -87,7 +144,11 @@ class Pair(NamedTuple):
 
     full: float = 0.75
     small: float = 0.1875
-    cells: int = 2
+
+    @property
+    def cells(self) -> int:
+        """Two."""
+        return 2
 
     def span(self, device: Device) -> float:
         """The width of the range."""
@@ -102,13 +163,16 @@ class Pair(NamedTuple):
         return jnp.stack([jax.nn.relu(w), jax.nn.relu(-w)], -1) + device.g_min
 
     def pulse(self, device: Device, state: Any, counts: Counts, key: Key, t: Any) -> Pulsed:
-        """Pulses up, on G+ or G-, and a refresh where it is due."""
-        signs = jnp.stack([counts, -counts], -1)
-        if not device.resets:
-            return give(device)(state, signs, key, t), jnp.zeros(counts.shape, bool)
+        """Pulses on G+ or G-, and a refresh where it is due."""
         for_pulses, for_reading, for_reset, for_rewriting = jax.random.split(key, 4)
-        pulse = give(device)
-        state = pulse(state, jnp.maximum(signs, 0), for_pulses, t)
+        pulse, up = give(device), jnp.maximum(jnp.stack([counts, -counts], -1), 0)
+        if not device.resets:
+            g = device.read(state, for_reading, t)
+            held = jnp.round((g - device.g_min) / (device.step or 1)).astype(counts.dtype)
+            down = jnp.clip(up[..., ::-1], 0, jnp.maximum(held, 0))
+            given = up - down[..., ::-1] - down
+            return pulse(state, given, for_pulses, t), jnp.zeros(counts.shape, bool)
+        state = pulse(state, up, for_pulses, t)
         g = device.read(state, for_reading, t)
         w = self.decode(g)
         due = (g.max(-1) > self.full * device.g_max) & (jnp.abs(w) < self.small * device.g_max)
@@ -119,8 +183,16 @@ class Pair(NamedTuple):
         return pulse(state, again, for_rewriting, t), due
 
 
-class Many(NamedTuple):
-    """Several pairs a weight, all summed; an update goes to one of them, drawn anew for each.
+class Counted(NamedTuple):
+    """The state of `Many`: its cells, and how many updates there were."""
+
+    cells: Any  # state of the device, arrays (*weights, cells)
+    turn: Int[Array, ""]
+
+
+@dataclass(frozen=True)
+class Many:
+    """Several pairs a weight, all summed; an update goes to one of them.
 
     Independent errors of cells average out: relative to the range, the spread of a weight falls
     with the root of the number of pairs, the smallest step with the number itself.
@@ -128,6 +200,12 @@ class Many(NamedTuple):
     Attributes:
         pairs: how many.
         pair: how each is pulsed and refreshed.
+        increment: of a counter that all weights share and that says which pair is next; None: one
+            is drawn at random for each weight.
+
+    Raises:
+        ValueError: an increment with a factor in common with the number of pairs: some pairs would
+            never be chosen.
 
     References:
         Boybat et al., Neuromorphic computing with multi-memristive synapses, Nature Communications
@@ -136,6 +214,15 @@ class Many(NamedTuple):
 
     pairs: int
     pair: Pair = Pair()
+    increment: int | None = None
+
+    def __post_init__(self):
+        """Checks the increment."""
+        if self.increment is not None and math.gcd(self.increment, self.pairs) != 1:
+            raise ValueError(
+                f"Many({self.pairs} pairs): with increment={self.increment} the counter leaves "
+                "some pairs out; take one without a common factor, such as 1."
+            )
 
     @property
     def cells(self) -> int:
@@ -146,28 +233,65 @@ class Many(NamedTuple):
         """That of all pairs."""
         return self.pairs * self.pair.span(device)
 
-    def decode(self, g: Conductances) -> Weights:
+    def init(self, device: Device, shape: tuple[int, ...], key: Key, t: Any) -> Counted:
+        """New cells, the counter at 0."""
+        return Counted(device.init((*shape, self.cells), key, t), jnp.zeros((), jnp.int32))
+
+    def read(self, device: Device, state: Counted, key: Key | None, t: Any) -> Weights:
         """The sum of the pairs."""
+        g = device.read(state.cells, key, t)
         return self.pair.decode(self._split(g)).sum(-1)
 
-    def targets(self, device: Device, w: Weights) -> Conductances:
-        """The same share of the weight for each pair."""
-        each = self.pair.targets(device, w / self.pairs)
-        return jnp.concatenate([each] * self.pairs, -1)
+    def variances(self, device: Device, state: Counted, t: Any) -> Variances | None:
+        """Those of all cells."""
+        return self.pair.variances(device, state.cells, t)
 
-    def pulse(self, device: Device, state: Any, counts: Counts, key: Key, t: Any) -> Pulsed:
+    def program(self, device: Device, state: Counted, w: Weights, key: Key, t: Any) -> Counted:
+        """The same share of the weight to each pair."""
+        each = self.pair.targets(device, w / self.pairs)
+        targets = jnp.concatenate([each] * self.pairs, -1)
+        return state._replace(cells=write(device)(state.cells, targets, key, t))
+
+    def pulse(self, device: Device, state: Counted, counts: Counts, key: Key, t: Any) -> Pulsed:
         """Pulses on one pair of each weight."""
         for_choice, for_pulses = jax.random.split(key)
-        chosen = jax.random.randint(for_choice, counts.shape, 0, self.pairs)
+        if self.increment is None:
+            chosen = jax.random.randint(for_choice, counts.shape, 0, self.pairs)
+        else:
+            chosen = jnp.broadcast_to(state.turn * self.increment % self.pairs, counts.shape)
         own = jnp.arange(self.pairs) == chosen[..., None]
         given = jnp.where(own, counts[..., None], 0)
-        apart = jax.tree.map(self._split, state)
+        apart = jax.tree.map(self._split, state.cells)
         apart, refreshed = self.pair.pulse(device, apart, given, for_pulses, t)
-        together = jax.tree.map(lambda new, old: new.reshape(old.shape), apart, state)
-        return together, refreshed.any(-1)
+        cells = jax.tree.map(lambda new, old: new.reshape(old.shape), apart, state.cells)
+        # the counter starts anew in time, so that its products stay within 32 bits
+        return Counted(cells, (state.turn + 1) % self.pairs), refreshed.any(-1)
 
     def _split(self, g: Array) -> Array:
         return g.reshape(*g.shape[:-1], self.pairs, 2)
+
+
+def usual(g_min: float) -> Arrangement:
+    """`Single` for cells of both signs, else `Pair`, by their lowest conductance [uS]."""
+    return Single() if g_min < 0 else Pair()
+
+
+def approach(
+    target: Array, state: Any, read: Callable[..., Any], pulse: Callable[..., Any], key: Key
+) -> Any:
+    """Pulses towards a target, by what is read in between: write and verify.
+
+    Args:
+        target: in steps of a pulse.
+        state: what is written.
+        read: `read(state)`, in steps.
+        pulse: `pulse(state, counts, key) -> state`.
+        key: for all of them.
+    """
+    for i in range(_ROUNDS):  # no loop of XLA's: an instrument's calls cannot be traced
+        counts = jnp.round(target - read(state)).astype(jnp.int32)
+        state = pulse(state, counts, jax.random.fold_in(key, i))
+    return state
 
 
 def give(device: Device) -> Callable[..., Any]:
@@ -179,3 +303,14 @@ def give(device: Device) -> Callable[..., Any]:
     if device.pulse is None:
         raise ValueError(f"{device.name} takes no pulses: it can be programmed only.")
     return device.pulse
+
+
+def write(device: Device) -> Callable[..., Any]:
+    """The programming of a device.
+
+    Raises:
+        ValueError: it takes pulses only.
+    """
+    if device.program is None:
+        raise ValueError(f"{device.name} takes pulses only: it cannot be programmed.")
+    return device.program

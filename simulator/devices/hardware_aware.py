@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree, UInt32
 
 from ...quant.memory import WeightMemory, add_counts, count
-from .cells import Pair, Single
+from .cells import usual
 from .device import Device
 
 
@@ -119,12 +119,12 @@ def _noisy(
         drawn = clean + noise * largest * jax.random.normal(key, w.shape, jnp.float32)
         return drawn.astype(w.dtype)
     assert noise.program is not None
-    layout = Single() if noise.g_min < 0 else Pair()
+    layout = usual(noise.g_min)
     for_cells, for_writing = jax.random.split(key)
     scale = jnp.where(largest > 0, largest, 1) / layout.span(noise)
-    cells = noise.init((*w.shape, layout.cells), for_cells, 0.0)
-    cells = noise.program(cells, layout.targets(noise, clean / scale), for_writing, 0.0)
-    return (scale * layout.decode(noise.read(cells, None, 0.0))).astype(w.dtype)
+    cells = layout.init(noise, w.shape, for_cells, 0.0)
+    cells = layout.program(noise, cells, clean / scale, for_writing, 0.0)
+    return (scale * layout.read(noise, cells, None, 0.0)).astype(w.dtype)
 
 
 def _check(

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree, UInt32
 
 from ...quant.memory import COUNTS, WeightMemory, add_counts, count
-from .cells import Arrangement, Pair, Single
+from .cells import Arrangement, approach, usual
 from .device import Device
 from .pulse_numbers import rounded
 
@@ -24,7 +24,7 @@ DEVICE_COUNTS = (*COUNTS, "pulses", "cut", "refreshed")
 class DeviceWeights(NamedTuple):
     """The state of `memristive`: all of it arrays, a leaf of the parameters at a time."""
 
-    cells: PyTree  # state of the device, arrays (*shape, cells)
+    cells: PyTree  # state of the arrangement, most often that of the device, (*shape, cells)
     scale: PyTree[Float[Array, ""]]  # weight for one unit of conductance
     pending: PyTree[Float[Array, "..."]] | None  # what is not written yet [uS]
     t: Float[Array, ""]  # the time [s]
@@ -81,7 +81,7 @@ def memristive(
         arXiv:2001.11773.
     """
     who = f"memristive({device.name})"
-    layout: Arrangement = cells or (Single() if device.g_min < 0 else Pair())
+    layout = cells or usual(device.g_min)
     if writing is None:
         writing = "program" if device.pulse is None else "mixed_precision"
     numbers = {"granularity": granularity, "dt": dt, "headroom": headroom, "length": length}
@@ -99,7 +99,7 @@ def memristive(
             w = p.astype(jnp.float32)
             reach = jnp.max(jnp.abs(w), initial=0) * headroom
             scale = jnp.where(reach > 0, reach, 1) / span
-            state = device.init((*w.shape, layout.cells), for_cells, 0.0)
+            state = layout.init(device, w.shape, for_cells, 0.0)
             states.append(first(state, w / scale, for_writing))
             scales.append(scale)
             none = jnp.zeros(w.shape, bool)
@@ -120,9 +120,15 @@ def memristive(
     def first(state: Any, w: Array, key: PRNGKeyArray) -> Any:
         """The first weights, written as well as the device can."""
         if device.program is not None:
-            return device.program(state, layout.targets(device, w), key, 0.0)
-        counts = jnp.round(w / grain).astype(jnp.int32)
-        return layout.pulse(device, state, counts, key, 0.0)[0]
+            return layout.program(device, state, w, key, 0.0)
+
+        def seen(state: Any) -> Array:
+            return layout.read(device, state, None, 0.0) / grain
+
+        def moved(state: Any, counts: Array, key: PRNGKeyArray) -> Any:
+            return layout.pulse(device, state, counts, key, 0.0)[0]
+
+        return approach(w / grain, state, seen, moved, key)
 
     def read(state: DeviceWeights, key: PRNGKeyArray | None = None) -> PyTree:
         scales, tree = jax.tree.flatten(state.scale)
@@ -132,7 +138,7 @@ def memristive(
         keys = _keys(key, scales)
         return tree.unflatten(
             [
-                (scale * layout.decode(device.read(c, k, state.t))).astype(like.dtype)
+                (scale * layout.read(device, c, k, state.t)).astype(like.dtype)
                 for (c, scale, like), k in zip(parts, keys, strict=True)
             ]
         )
@@ -152,7 +158,7 @@ def memristive(
             u = jnp.where(nan, 0, u).astype(jnp.float32) / scale
             for_rounding, for_cells = jax.random.split(k)
             draw = for_rounding if rounding == "stochastic" else None
-            before = layout.decode(device.read(c, None, t))
+            before = layout.read(device, c, None, t)
             cut = jnp.zeros(u.shape, bool)
             if length is not None:
                 cut = jnp.abs(u if chi is None else u + chi) >= (length + 1) * grain
@@ -161,14 +167,14 @@ def memristive(
                 wanted = before + (u if writing == "program" else whole * grain)
                 written = (wanted != before) & ~nan
                 held = jnp.where(written, jnp.clip(wanted, -span, span), jnp.nan)
-                c = device.program(c, layout.targets(device, held), for_cells, t)
+                c = layout.program(device, c, held, for_cells, t)
                 saturated, pulses = jnp.abs(wanted) > span, jnp.zeros_like(whole)
                 refreshed = jnp.zeros(u.shape, bool)
             else:
                 written = whole != 0
                 c, refreshed = layout.pulse(device, c, whole.astype(jnp.int32), for_cells, t)
                 saturated, pulses = jnp.abs(before + whole * grain) > span, jnp.abs(whole)
-            after = layout.decode(device.read(c, None, t))
+            after = layout.read(device, c, None, t)
             lost.append(
                 {
                     "writes": written,

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree, UInt32
 
 from ...quant.memory import WeightMemory
-from .cells import Arrangement, Pair, Single
+from .cells import Arrangement, usual
 from .device import Device
 from .pulse_numbers import rounded
 
@@ -24,7 +24,7 @@ _KEEP = 0.99  # of the running maximum of updates, from one to the next
 class Line(NamedTuple):
     """The gradient cells of a leaf as a matrix, an input line a row, and how they are read."""
 
-    cells: Any  # state of the device, arrays (inputs, outputs, cells)
+    cells: Any  # state of the arrangement of (inputs, outputs)
     most: Float[Array, ""]  # running maximum of |update|
     turn: Int[Array, ""]  # updates so far
     positive: Bool[Array, " inputs"]  # the sign with which a line is written and read
@@ -103,8 +103,8 @@ def tiki_taka(
     who = f"tiki_taka({device.name})"
     numbers = {"rate": rate, "pulses": pulses, "length": length, "every": every, "lines": lines}
     _check(who, device, transfer, numbers, flip)
-    layout: Arrangement = cells or (Single() if device.g_min < 0 else Pair())
-    step, give = device.step or 1.0, layout.pulse
+    layout = cells or usual(device.g_min)
+    step = device.step or 1.0
 
     def init(params: PyTree, key: PRNGKeyArray) -> TikiTaka:
         for_weights, *keys = jax.random.split(key, 1 + len(jax.tree.leaves(params)))
@@ -115,7 +115,7 @@ def tiki_taka(
             no = jnp.zeros(shape[0], bool)
             lines.append(
                 Line(
-                    device.init((*shape, layout.cells), own, 0.0),
+                    layout.init(device, shape, own, 0.0),
                     jnp.zeros((), jnp.float32),
                     jnp.zeros((), jnp.int32),
                     ~no,
@@ -150,11 +150,11 @@ def tiki_taka(
         sign = jnp.where(line.positive, 1.0, -1.0)[:, None]
         numbers = rounded(sign * u, unit, for_numbers, length)
         t = (line.turn + 1).astype(jnp.float32)
-        grown = give(device, line.cells, numbers, for_cells, t)[0]
+        grown = layout.pulse(device, line.cells, numbers, for_cells, t)[0]
         line = line._replace(cells=grown, most=most, turn=line.turn + 1)
         next_ = (line.turn // every - 1) * lines
         due = (line.turn % every == 0) & ((jnp.arange(len(u)) - next_) % len(u) < lines)
-        seen = layout.decode(device.read(grown, for_read, t)) / step
+        seen = layout.read(device, grown, for_read, t) / step
         line, what = passed_on(line, seen, due, for_flip)
         move = jnp.where(due[:, None], rate * unit * what, 0)
         return line, jnp.where(missing, jnp.nan, move)

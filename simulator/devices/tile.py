@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 
 from ...kernels.normals import random_normals
 from . import ir_drop
-from .cells import Arrangement, Pair, Single
+from .cells import Arrangement, usual
 from .device import Device, Key
 
 _SMALLEST = 1e-4  # of what is left of a tile's outputs, for their compensation
@@ -89,15 +89,15 @@ def program(tile: Tile, w: Array, key: Key, t: float = 0.0) -> Programmed:
     for_cells, for_writing = jax.random.split(key)
     largest = jnp.max(jnp.abs(w))
     scale = jnp.where(largest > 0, largest, 1) / layout.span(tile.device)
-    state = tile.device.init((*w.shape, layout.cells), for_cells, t)
-    state = tile.device.program(state, layout.targets(tile.device, w / scale), for_writing, t)
+    state = layout.init(tile.device, w.shape, for_cells, t)
+    state = layout.program(tile.device, state, w / scale, for_writing, t)
     held = Programmed(state, scale, largest, jnp.zeros_like(scale))
     return held._replace(response=_mean_magnitude(weights(tile, held, t)))
 
 
 def weights(tile: Tile, held: Programmed, t: Any) -> Float[Array, "n_in n_out"]:
     """The weights that the cells hold at a time, without the noise of a read."""
-    return held.scale * _layout(tile).decode(tile.device.read(held.state, None, t))
+    return held.scale * _layout(tile).read(tile.device, held.state, None, t)
 
 
 def compensation(tile: Tile, held: Programmed, t: Any) -> Float[Array, ""]:
@@ -117,6 +117,7 @@ class Aged(NamedTuple):
 
     w: Float[Array, "n_in n_out"]  # weights, in units of the largest that was written
     variance: Float[Array, "n_in n_out"] | None  # of one read of each, in that unit; None: no noise
+    shared: Float[Array, "n_in 1"] | None  # the part of a read's variance that a row shares
     unit: Float[Array, ""]  # what outputs are multiplied by, compensation included
 
 
@@ -131,14 +132,11 @@ def aged(tile: Tile, held: Programmed, t: Any, *, compensate: bool = False) -> A
     """
     unit = jnp.where(held.largest > 0, held.largest, 1)
     w = weights(tile, held, t)
-    variance = None
-    if tile.device.spread is not None:
-        spread = jax.lax.stop_gradient(tile.device.spread(held.state, t) * held.scale / unit)
-        # not jnp.sum, into which XLA would fuse the spread, one cell after the other
-        variance = (
-            sum(spread[..., d] ** 2 for d in range(1, spread.shape[-1])) + spread[..., 0] ** 2
-        )
-    return Aged(w / unit, variance, unit * _compensation(held, w) if compensate else unit)
+    found = _layout(tile).variances(tile.device, held.state, t)
+    variance, shared = jax.lax.stop_gradient(
+        jax.tree.map(lambda v: v * (held.scale / unit) ** 2, found or (None, None))
+    )
+    return Aged(w / unit, variance, shared, unit * _compensation(held, w) if compensate else unit)
 
 
 def matmul(
@@ -183,10 +181,11 @@ def _vectors(tile: Tile, now: Aged, x: Array, key: Key | None, reach: Array | No
     largest = jnp.max(jnp.abs(x), -1, keepdims=True) if reach is None else reach[None, None]
     largest = jax.lax.stop_gradient(largest)
     largest = jnp.where(largest > 0, largest, 1)
-    xi = None
+    xi = common = None
     if key is not None:
-        words = jax.random.bits(key, (2,), jnp.uint32)
-        xi = random_normals(words, 0, (len(x), now.w.shape[1]))[0]
+        words = jax.random.bits(key, (2, 2), jnp.uint32)
+        xi = random_normals(words[0], 0, (len(x), now.w.shape[1]))[0]
+        common = random_normals(words[1], 0, (len(x), 1))[0]
 
     def given(share: Array) -> Array:
         inputs = x / largest * share
@@ -198,12 +197,13 @@ def _vectors(tile: Tile, now: Aged, x: Array, key: Key | None, reach: Array | No
         y = inputs @ now.w
         if tile.ir_drop:
             y = y - tile.ir_drop * ir_drop.lost(inputs, now.w)
-        if xi is None:
+        if xi is None or common is None:
             return y
         variance = jnp.asarray(tile.output_noise, y.dtype) ** 2
         if now.variance is not None:
             variance = variance + inputs**2 @ now.variance
-        return y + jnp.sqrt(variance) * xi  # two sources, one Gaussian
+        y = y + jnp.sqrt(variance) * xi  # two sources, one Gaussian
+        return y if now.shared is None else y + jnp.sqrt(inputs**2 @ now.shared) * common
 
     share = jnp.ones((len(x), 1), now.w.dtype)
     y = jax.lax.stop_gradient(currents(share))
@@ -242,7 +242,7 @@ def _(primals: tuple[Array, Array, Array], tangents: tuple[Array, Array, Array])
 
 
 def _layout(tile: Tile) -> Arrangement:
-    return tile.cells or (Single() if tile.device.g_min < 0 else Pair())
+    return tile.cells or usual(tile.device.g_min)
 
 
 def _mean_magnitude(w: Array) -> Array:

@@ -16,7 +16,7 @@ from jax.core import Tracer
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree, UInt32
 
 from ...quant.memory import WeightMemory, float32
-from ..devices.cells import Arrangement, Pair, Single
+from ..devices.cells import Arrangement, usual
 from ..devices.device import SIEMENS_AT_MOST, Device
 from ..devices.memory import memristive
 from .instrument import Call, Instrument, perform
@@ -59,7 +59,7 @@ def on_instruments(
         InstrumentLost: no answer.
     """
     journals = {name: Journal(name, i) for name, i in instruments.items()}
-    layouts = {name: cells or _layout(i) for name, i in instruments.items()}
+    layouts = {name: cells or usual(i.capabilities.g_min) for name, i in instruments.items()}
     memories = {
         name: memristive(_device(journal, layouts[name], float(start)), layouts[name], **settings)
         for name, journal in journals.items()
@@ -214,10 +214,6 @@ def _device(journal: Journal, layout: Arrangement, start: float) -> Device:
         declared.step,
         declared.resets,
     )
-
-
-def _layout(instrument: Instrument) -> Arrangement:
-    return Single() if instrument.capabilities.g_min < 0 else Pair()
 
 
 def _check_shape(

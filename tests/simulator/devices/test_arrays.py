@@ -46,25 +46,37 @@ def test_the_spread_of_a_weight_falls_with_the_root_of_the_pairs():
 def test_an_update_goes_to_one_pair_and_full_pairs_are_refreshed():
     device = pulsed(step=0.01, low=0.0, high=1.0, reference=0.0, variation=NONE)
     many, key = Many(4), jax.random.key(0)
-    state = device.init((1000, 8), key, 0.0)
+    state = many.init(device, (1000,), key, 0.0)
     new, refreshed = many.pulse(device, state, jnp.full(1000, 3), jax.random.key(1), 0.0)
-    g = np.asarray(device.read(new, None, 0.0)).reshape(1000, 4, 2)
+    g = np.asarray(device.read(new.cells, None, 0.0)).reshape(1000, 4, 2)
     np.testing.assert_allclose(g[..., 0].sum(1), 0.03, rtol=1e-5)
     assert ((g[..., 0] > 0).sum(1) == 1).all()
     chosen = (g[..., 0] > 0).sum(0)
     assert (np.abs(chosen - 250) < 4 * np.sqrt(1000 * 0.25 * 0.75)).all()
     assert not refreshed.any()
-    cells = set_pcm()
-    filled = cells.pulse(
-        cells.init((50, 4), jax.random.key(2), 0.0), jnp.full((50, 4), 40), jax.random.key(3), 0.0
-    )
-    kept, refreshed = Many(2).pulse(cells, filled, jnp.zeros(50, int), jax.random.key(4), 0.0)
+    cells, two = set_pcm(), Many(2)
+    empty = two.init(cells, (50,), jax.random.key(2), 0.0)
+    filled = cells.pulse(empty.cells, jnp.full((50, 4), 40), jax.random.key(3), 0.0)
+    filled = empty._replace(cells=filled)
+    kept, refreshed = two.pulse(cells, filled, jnp.zeros(50, int), jax.random.key(4), 0.0)
     assert refreshed.mean() > 0.5
-    before, after = (cells.read(a, None, 0.0) for a in (filled, kept))
+    before, after = (cells.read(a.cells, None, 0.0) for a in (filled, kept))
     untouched = ~np.asarray(refreshed)
     np.testing.assert_array_equal(before[untouched], after[untouched])
-    moved = np.abs(np.asarray(cells.read(kept, None, 0.0).sum(-1) - before.sum(-1)))
+    moved = np.abs(np.asarray((after - before).sum(-1)))
     assert (moved[~untouched] > 5).all()  # two cells above 9 uS between them were RESET
+
+
+def test_a_pulse_moves_a_pair_by_one_step_on_both_sides_of_0():
+    """Down as far as up, from any weight, and through 0; only one cell holds anything then."""
+    device = pulsed(step=0.01, low=0.0, high=1.0, reference=0.0, variation=NONE)
+    state, total = Pair().init(device, (5,), jax.random.key(0), 0.0), np.zeros(5, int)
+    for i, counts in enumerate(([30, -30, 1, 0, 5], [-1, 1, -1, -2, -9], [-40, 40, 3, 1, 9])):
+        state, _ = Pair().pulse(device, state, jnp.array(counts), jax.random.key(i + 1), 0.0)
+        total += np.array(counts)
+        np.testing.assert_allclose(Pair().read(device, state, None, 0.0), 0.01 * total, atol=1e-6)
+        g = np.asarray(device.read(state, None, 0.0))
+        np.testing.assert_allclose(g.min(-1), 0, atol=1e-6)
 
 
 def test_stuck_cells_keep_their_value_and_are_counted():

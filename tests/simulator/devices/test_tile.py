@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from spikebit.simulator.devices import pcm, set_pcm
+from spikebit.simulator.devices import ReferenceColumn, pcm, set_pcm
 from spikebit.simulator.devices.tile import (
     Converter,
     Tile,
@@ -67,6 +67,24 @@ def test_noise_at_the_outputs_is_that_of_all_cells_read_for_the_vector():
     for sample in (y, z):
         assert (np.abs(np.asarray(sample).mean(0) - exact) < 4.5 * std / np.sqrt(n)).all()
     np.testing.assert_allclose(np.asarray(y).std(0), std, rtol=4.5 / np.sqrt(n))
+
+
+def test_outputs_share_the_noise_of_a_reference_column():
+    """Covariance of the outputs of one vector, against reads of all cells."""
+    layout, device, n = ReferenceColumn(), pcm(programming_noise=0, drift=0), 8000
+    tile = Tile(device, layout, dac=None, adc=None)
+    held = program(tile, W[:, :3], key())
+    y = np.asarray(matmul(tile, held, jnp.broadcast_to(X[0], (n, 40)), key(1), 100.0))
+
+    def by_cells(k):
+        return X[0] @ (held.scale * layout.read(device, held.state, k, 100.0))
+
+    z = np.asarray(jax.vmap(by_cells)(jax.random.split(key(2), n)))
+    found, wanted = np.cov(y.T), np.cov(z.T)
+    size = np.sqrt(np.outer(np.diag(wanted), np.diag(wanted)))
+    # each of two covariances is off by at most its variances' sqrt(2 / n)
+    np.testing.assert_array_less(np.abs(found - wanted) / size, 4 * np.sqrt(2) * np.sqrt(2 / n))
+    assert (wanted / size > 0.3).all()
 
 
 def test_bounds_are_managed_for_each_vector_by_itself():

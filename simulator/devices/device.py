@@ -45,6 +45,9 @@ class Device(NamedTuple):
     #: the last time after a write that the model knows [s]; reads after it are refused, or NaN
     #: under `jit`
     until: float = math.inf
+    #: trains(state, rows, columns, key, t) -> state: a matrix of cells is given trains on its lines
+    #: (`kernels.pulse_trains.Trains`, a batch), sample after sample; None: only by their counts
+    trains: Callable[..., Any] | None = None
 
 
 def check_targets(who: str, target: Any, g_min: float, g_max: float) -> None:
@@ -80,7 +83,8 @@ def check_time(who: str, what: str, t: Any, written: Any) -> None:
     """
     if isinstance(t, Tracer) or isinstance(written, Tracer):
         return
-    now, last = float(np.min(t)), float(np.max(written)) if np.size(written) else -np.inf
+    now = float(np.min(np.asarray(t)))  # not np.min of an array of JAX, which `jit` would trace
+    last = float(np.max(np.asarray(written))) if np.size(written) else -np.inf
     if not now >= last:
         raise ValueError(
             f"{who}.{what}: t = {now:g} s, but a cell was written at {last:g} s: time goes on."

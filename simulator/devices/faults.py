@@ -41,7 +41,8 @@ def with_stuck_cells(
             f"with_stuck_cells({device.name}): shares low={low}, high={high}, anywhere={anywhere}; "
             "each is at least 0 and all of them at most 1."
         )
-    sound_program, sound_pulse, sound_spread = device.program, device.pulse, device.spread
+    sound_program, sound_pulse = device.program, device.pulse
+    sound_trains, sound_spread = device.trains, device.spread
 
     def init(shape: tuple[int, ...], key: Key, t: Any = 0.0) -> Faulty:
         for_cells, for_kind, for_value = jax.random.split(key, 3)
@@ -66,6 +67,10 @@ def with_stuck_cells(
         assert sound_pulse is not None
         return state._replace(cells=sound_pulse(state.cells, counts, key, t))
 
+    def trains(state: Faulty, rows: Any, columns: Any, key: Key, t: Any) -> Faulty:
+        assert sound_trains is not None
+        return state._replace(cells=sound_trains(state.cells, rows, columns, key, t))
+
     def spread(state: Faulty, t: Any) -> Cells:
         assert sound_spread is not None
         return jnp.where(jnp.isnan(state.stuck), sound_spread(state.cells, t), 0)
@@ -77,6 +82,7 @@ def with_stuck_cells(
         program=program if sound_program else None,
         pulse=pulse if sound_pulse else None,
         spread=spread if sound_spread else None,
+        trains=trains if sound_trains else None,
     )
 
 

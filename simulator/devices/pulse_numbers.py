@@ -10,6 +10,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from ...kernels import pulse_trains
+from ...kernels.noise import block, places
+from ...kernels.pulse_trains import Trains
 from .device import Device
 
 LENGTH = 31  # pulses of a train at most, in the specification of Gokmen and Vlasov
@@ -68,24 +71,53 @@ def coincidences(
         Gokmen and Vlasov, Acceleration of deep neural network training with resistive cross-point
         devices, Frontiers in Neuroscience 10:333 (2016).
     """
-    most_x, most_d = jnp.max(jnp.abs(x)), jnp.max(jnp.abs(d))
+    both = _trains(x[None], d[None], key, rate=rate, step=step, length=length, fixed=fixed)
+    return pulse_trains.coincidences(*both)[0]
+
+
+def _trains(
+    x: Array, d: Array, key: PRNGKeyArray, *, rate: Any, step: float, length: int, fixed: bool
+) -> tuple[Trains, Trains]:
+    """The trains of a batch on its input lines and on its output lines, by `coincidences`."""
+    most_x, most_d = (jnp.max(jnp.abs(line), -1, keepdims=True) for line in (x, d))
     any_ = (most_x > 0) & (most_d > 0)
     most_x, most_d = jnp.where(any_, most_x, 1), jnp.where(any_, most_d, 1)
     wanted = rate * most_x * most_d / step  # pulses for the largest product
-    sent = jnp.float32(length) if fixed else jnp.clip(jnp.ceil(wanted), 1, length)
+    full = jnp.full_like(wanted, length)
+    sent = full if fixed else jnp.clip(jnp.ceil(wanted), 1, length)
     gain = jnp.sqrt(rate / (step * sent))
     balance = jnp.sqrt(most_d / most_x)  # both lines near the same probability
     cut = jnp.sqrt(jnp.minimum(1, length / wanted))
     for_x, for_d = jax.random.split(key)
-    on_time = jnp.arange(length, dtype=jnp.float32)[:, None] < sent
+    trains_x = _bits(jnp.abs(x) * gain * balance * cut, sent, for_x, length)
+    trains_d = _bits(jnp.abs(d) * gain / balance * cut, sent, for_d, length)
+    return Trains(trains_x, -jnp.sign(x)), Trains(trains_d, jnp.sign(d))
 
-    def train(line: Array, probability: Array, own: PRNGKeyArray) -> Array:
-        draws = jax.random.uniform(own, (length, line.size))
-        return ((draws < probability) & on_time).astype(jnp.float32) * jnp.sign(line)
 
-    trains_x = train(x, jnp.abs(x) * gain * balance * cut, for_x)
-    trains_d = train(d, jnp.abs(d) * gain / balance * cut, for_d)
-    return -jnp.matmul(trains_x.T, trains_d, precision="highest").astype(jnp.int32)
+def _bits(probability: Array, sent: Array, key: PRNGKeyArray, length: int) -> Array:
+    """Pulses (batch, words, lines) as bits: `sent` slots of each train, all with its probability.
+
+    The words of the longest train of the batch are drawn, and no more.
+    """
+    k0, k1 = jax.random.bits(key, (2,), jnp.uint32)
+    place, sent = places(probability.shape), sent.astype(jnp.int32)
+    certain = probability >= 1
+    limit = (jnp.minimum(probability, 1 - 2.0**-24) * 2.0**32).astype(jnp.uint32)
+
+    def pair(q: Array, bits: Array) -> Array:
+        """Slots 2q and 2q + 1, from the two words of a block."""
+        for slot, word in enumerate(block(k0, k1, place, q.astype(jnp.uint32))):
+            at = 2 * q + slot
+            fires = ((word < limit) | certain) & (at < sent)
+            bits = bits | (fires.astype(jnp.uint32) << (at % 32).astype(jnp.uint32))
+        return bits
+
+    words, pairs = [], (jnp.max(sent, initial=0) + 1) // 2
+    for first in range(0, length, 32):
+        begin, end = first // 2, first // 2 + 16
+        none = jnp.zeros(probability.shape, jnp.uint32)
+        words.append(jax.lax.fori_loop(begin, jnp.clip(pairs, begin, end), pair, none))
+    return jnp.stack(words, -2)
 
 
 def update_by_trains(
@@ -103,7 +135,8 @@ def update_by_trains(
 ) -> Any:
     """The cells (inputs, outputs) after the trains of a batch, sample after sample.
 
-    A sample without any coincidence costs no more than its trains.
+    A sample without any coincidence costs no more than its trains; with cells that take trains
+    themselves (`Device.trains`), no sample costs much more than its coincidences.
 
     Args:
         device: one that takes pulses up and down.
@@ -126,20 +159,21 @@ def update_by_trains(
             "does not; take one with gradual pulses of both signs."
         )
     give, one_step = device.pulse, step or device.step or 1.0
+    for_trains, for_pulses = jax.random.split(key)
+    both = _trains(x, d, for_trains, rate=rate, step=one_step, length=length, fixed=fixed)
+    if device.trains is not None:
+        return device.trains(state, *both, for_pulses, t)
 
     # words of keys: a key would count as used by both branches of the condition under `vmap`
-    words = jax.random.key_data(jax.random.split(key, (len(x), 2)))
+    words = jax.random.key_data(jax.random.split(for_pulses, len(x)))
     kind = jax.random.key_impl(key)
 
-    def one(state: Any, sample: tuple[Array, Array, Array]) -> tuple[Any, None]:
-        for_trains = jax.random.wrap_key_data(sample[2][0], impl=kind)
-        counts = coincidences(
-            sample[0], sample[1], for_trains, rate=rate, step=one_step, length=length, fixed=fixed
-        )
+    def one(state: Any, sample: tuple[Trains, Trains, Array]) -> tuple[Any, None]:
+        counts = pulse_trains.coincidences(*sample[:2])
 
         def pulse(state: Any) -> Any:
-            return give(state, counts, jax.random.wrap_key_data(sample[2][1], impl=kind), t)
+            return give(state, counts, jax.random.wrap_key_data(sample[2], impl=kind), t)
 
         return jax.lax.cond(jnp.any(counts != 0), pulse, lambda same: same, state), None
 
-    return jax.lax.scan(one, state, (x, d, words))[0]
+    return jax.lax.scan(one, state, (*both, words))[0]

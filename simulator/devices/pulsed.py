@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from ...kernels import pulse_trains
+from ...kernels.normals import random_normals
 from .device import Cells, Counts, Device, Key, check_counts, check_time
 from .many_pulses import after_pulses
 
@@ -206,14 +208,13 @@ def pulsed(
     def pulse(state: PulsedState, counts: Counts, key: Key, t: Any) -> PulsedState:
         check_counts(name, counts)
         check_time(name, "pulse", t, state.written)
-        for_steps, for_write = jax.random.split(key)
-        up = counts > 0
-
+        words, up = jax.random.bits(key, (2,), jnp.uint32), counts > 0
         n = jnp.abs(counts)
         step_ = jnp.where(up, state.up, -state.down)
+        xi, for_write = random_normals(words, 0, state.w.shape)
 
         def one(i: Array, w: Cells) -> Cells:
-            xi = jax.random.normal(jax.random.fold_in(for_steps, i), w.shape, w.dtype)
+            xi = random_normals(words, i.astype(jnp.uint32), w.shape)[0]
             move = step_ * shape(state, w, up)
             move = move + v.pulse * xi * (step_ if additive else move)
             return jnp.where(i < n, jnp.clip(w + move, state.low, state.high), w)
@@ -223,7 +224,6 @@ def pulsed(
             law = after_pulses(
                 state.w, step_, slope, n.astype(step_.dtype), v.pulse, additive=additive
             )
-            xi = jax.random.normal(for_steps, state.w.shape, state.w.dtype)
             moved = jnp.clip(law.mean + jnp.sqrt(law.variance) * xi, state.low, state.high)
             w = jnp.where(n > 0, moved, state.w)
         else:
@@ -231,19 +231,36 @@ def pulsed(
         touched = counts != 0
         seen = w
         if v.write:
-            seen = w + v.write * step * jax.random.normal(for_write, w.shape, w.dtype)
+            seen = w + v.write * step * for_write
         return state._replace(
             w=w,
             shown=jnp.where(touched, seen, state.shown),
             written=jnp.where(touched, t, state.written),
         )
 
+    def trains(state: PulsedState, rows: Any, columns: Any, key: Key, t: Any) -> PulsedState:
+        assert isinstance(shape, Affine)
+        check_time(name, "trains", t, state.written)
+        up = jnp.ones(state.w.shape, bool)
+        cells = pulse_trains.LinearCells(
+            *(state.w, state.shown, state.low, state.high, state.up, state.down),
+            slope_up=jnp.broadcast_to(shape.slope(state, up), up.shape),
+            slope_down=jnp.broadcast_to(shape.slope(state, ~up), up.shape),
+        )
+        words = jax.random.bits(key, (2,), jnp.uint32)
+        noise = pulse_trains.Noise(v.pulse, v.write * step, additive)
+        w, shown, touched = pulse_trains.pulse_trains(cells, rows, columns, words, noise)
+        return state._replace(w=w, shown=shown, written=jnp.where(touched, t, state.written))
+
     def read(state: PulsedState, key: Key | None, t: Any) -> Cells:
         del key
         check_time(name, "read", t, state.written)
         return state.shown - state.reference
 
-    return Device(name, float(low), float(high), init, read, None, pulse, float(step))
+    return Device(
+        *(name, float(low), float(high), init, read, None, pulse, float(step)),
+        trains=trains if isinstance(shape, Affine) else None,
+    )
 
 
 def symmetry_point(state: PulsedState) -> Cells:

@@ -44,6 +44,7 @@ TEXT = (
     "mean drift of its cells. Biases and activations are digital. Bars are one standard deviation "
     "over runs, each with its own training and tiles."
 )
+Layer = tuple[Array, Array]  # weights (n_in, n_out) and biases
 _SOONEST = 0.1  # where 0 s is drawn on a logarithmic axis [s]
 _BATCH = 2500  # images that are classified at a time
 
@@ -105,16 +106,18 @@ def measure(settings: Settings, seed: int, case: Mapping[str, Any]) -> dict[str,
     images, labels = (jnp.asarray(a) for a in dataset.test[:2])
     found = {name: [[] for _ in settings.times] for name in READINGS}
     built = Tile(by_name(settings.device), ir_drop=settings.ir_drop)
-    write, age, classify = _on_tiles(settings, built, layers, jnp.asarray(dataset.train.inputs))
+    seen = _digital(layers, jnp.asarray(dataset.train.inputs[: settings.calibration]))
+    write, age, classify = _on_tiles(settings, built)
     for writing in range(settings.writings):
         for_cells, for_reads = jax.random.split(jax.random.fold_in(for_tiles, writing))
-        held = write(for_cells)
+        held = write(layers, seen, for_cells)
         for i, t in enumerate(settings.times):
             for j, name in enumerate(READINGS):
                 now = age(held, jnp.asarray(t, jnp.float32), compensate=name == "compensated")
                 own = jax.random.fold_in(for_reads, 2 * i + j)
-                found[name][i].append(_accuracy(classify, now, images, labels, own))
-    digital = _accuracy(lambda _, x, key: _digital(layers, x)[-1], None, images, labels, key)
+                logits = [classify(now, layers, x, k) for x, k in _batches(images, own)]
+                found[name][i].append(_accuracy(logits, labels))
+    digital = _accuracy([_digital(layers, images)[-1]], labels)
     means = {name: [float(np.mean(at)) for at in found[name]] for name in READINGS}
     return {"digital": digital} | means
 
@@ -173,9 +176,7 @@ def _data(settings: Settings) -> Dataset:
     )
 
 
-def _trained(
-    settings: Settings, dataset: Dataset, training: Training, key: Array
-) -> list[tuple[Array, Array]]:
+def _trained(settings: Settings, dataset: Dataset, training: Training, key: Array) -> list[Layer]:
     """Weights and biases of each layer; the memory is all that differs between trainings."""
     rngs, sizes = nnx.Rngs(key), [dataset.train.inputs.shape[1], *settings.hidden]
     layers: list[Any] = []
@@ -205,7 +206,7 @@ def _trained(
     return [(leaves[f"{i}.kernel"], leaves[f"{i}.bias"]) for i in places]
 
 
-def _digital(layers: Sequence[tuple[Array, Array]], x: Array) -> list[Array]:
+def _digital(layers: Sequence[Layer], x: Array) -> list[Array]:
     """The inputs of each layer, and the outputs of the last."""
     found = [x]
     for i, (w, b) in enumerate(layers):
@@ -215,14 +216,11 @@ def _digital(layers: Sequence[tuple[Array, Array]], x: Array) -> list[Array]:
     return found
 
 
-def _on_tiles(
-    settings: Settings, built: Tile, layers: list[tuple[Array, Array]], examples: Array
-) -> tuple[Any, Any, Any]:
+def _on_tiles(settings: Settings, built: Tile) -> tuple[Any, Any, Any]:
     """Functions that write the network into tiles, take them at a time, and classify with them."""
-    seen = _digital(layers, examples[: settings.calibration])
 
     @jax.jit
-    def write(key: Array) -> list[tiled.Tiled]:
+    def write(layers: list[Layer], seen: list[Array], key: Array) -> list[tiled.Tiled]:
         held = []
         for (w, _), x, own in zip(layers, seen, jax.random.split(key, len(layers)), strict=False):
             tiles = tiled.program(built, w, own, rows=settings.rows, columns=settings.columns)
@@ -235,7 +233,7 @@ def _on_tiles(
         return [tiled.aged(built, tiles, t, compensate=compensate) for tiles in held]
 
     @jax.jit
-    def classify(now: list[tiled.Tiled], x: Array, key: Array) -> Array:
+    def classify(now: list[tiled.Tiled], layers: list[Layer], x: Array, key: Array) -> Array:
         for i, (tiles, (_, b)) in enumerate(zip(now, layers, strict=True)):
             x = tiled.matmul(built, tiles, x, jax.random.fold_in(key, i)) + b
             x = jax.nn.relu(x) if i < len(layers) - 1 else x
@@ -244,10 +242,11 @@ def _on_tiles(
     return write, jax.jit(age, static_argnames="compensate"), classify
 
 
-def _accuracy(classify: Any, now: Any, images: Array, labels: Array, key: Array) -> float:
-    right = 0
-    for first in range(0, len(images), _BATCH):
-        part = slice(first, first + _BATCH)
-        logits = classify(now, images[part], jax.random.fold_in(key, first))
-        right += int(jnp.sum(logits.argmax(-1) == labels[part]))
-    return right / len(images)
+def _batches(images: Array, key: Array) -> list[tuple[Array, Array]]:
+    """Portions of the images, each with a key of its own."""
+    firsts = range(0, len(images), _BATCH)
+    return [(images[i : i + _BATCH], jax.random.fold_in(key, i)) for i in firsts]
+
+
+def _accuracy(logits: list[Array], labels: Array) -> float:
+    return float(jnp.mean((jnp.concatenate(logits).argmax(-1) == labels).astype(jnp.float32)))

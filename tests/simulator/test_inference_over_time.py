@@ -25,6 +25,7 @@ SMALL = study.Settings(
     rows=400,
     columns=16,
     calibration=50,
+    noise=0.04,
 )
 
 

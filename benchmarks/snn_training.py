@@ -13,15 +13,13 @@ import datetime
 import json
 import os
 import platform
-import select
 import shlex
-import subprocess
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from peers.process import Process
 from peers.results import (
     Row,
     as_json,
@@ -55,56 +53,17 @@ SET_UP_SECONDS = 1800  # torch.compile on a busy machine
 ROUND_SECONDS = 300
 
 
-class Worker:
+class Worker(Process):
     """A process that holds one library with one network."""
 
     def __init__(self, row: Row, env: dict[str, str]):
         self.row = row
-        self.errors = tempfile.TemporaryFile("w+")
         command = [row.library, row.network, row.variant, str(row.cores)]
-        self.process = subprocess.Popen(
-            [sys.executable, str(HERE / "peers" / "worker.py"), *command],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self.errors,
-            text=True,
-            env=os.environ | env,
-        )
-
-    def answer(self, seconds: float) -> dict[str, Any]:
-        """The next line of the worker; {"error": ...} if it ended or took too long."""
-        stdout = self.process.stdout
-        assert stdout is not None
-        if not select.select([stdout], [], [], seconds)[0]:
-            return {"error": f"no answer in {seconds:.0f} s"}
-        line = stdout.readline()
-        if line:
-            return json.loads(line)
-        self.errors.seek(0)
-        last = (self.errors.read().strip() or "no message").splitlines()[-1]
-        return {"error": f"the process ended with code {self.process.wait()}: {last}"}
+        super().__init__([sys.executable, str(HERE / "peers" / "worker.py"), *command], env)
 
     def measure(self) -> dict[str, Any]:
         """Asks for one sample."""
-        assert self.process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):
-            self.process.stdin.write("\n")
-            self.process.stdin.flush()
-        return self.answer(ROUND_SECONDS)
-
-    def stop(self) -> None:
-        """Ends the process: by the end of its input, else, when it is stuck, by a signal."""
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        with contextlib.suppress(BrokenPipeError):
-            self.process.stdin.close()
-        try:
-            self.process.wait(10)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
-        self.process.stdout.close()
-        self.errors.close()
+        return self.ask("", ROUND_SECONDS)
 
 
 def run_network(plan: Sequence[Row], repeats: int, env: dict[str, str], say: Any) -> list[Row]:

@@ -48,3 +48,10 @@ def compile_quickly(monkeypatch):
     jax.config.update("jax_disable_most_optimizations", True)  # for what runs outside of jit
     yield
     jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture
+def standard_promotion():
+    """For tests that train with an optimizer of optax, which mixes dtypes."""
+    with jax.numpy_dtype_promotion("standard"):
+        yield

@@ -13,6 +13,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from ..experiment import STRICT, Count, Experiment
+from ._variants import variant
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -145,28 +146,7 @@ def experiment_of(settings: Settings, case: Mapping[str, Any]) -> Experiment:
     Raises:
         ValueError: in one line, with the setting.
     """
-    from .. import experiment_file
-
-    base = experiment_file.load(settings.experiment)
-    if not isinstance(base, Experiment):
-        raise ValueError(
-            f"study.experiment = {settings.experiment!r} is a study: give an experiment to train"
-        )
-    table = {
-        section: {k: v for k, v in inner.items() if v is not None}
-        for section, inner in base.sections().items()
-    }
-    for name, value in {**settings.fixed, **case}.items():
-        section, *keys = name.split(".")
-        if not keys:
-            raise ValueError(f'study: "{name}" is not a setting: write "section.key"')
-        inner: dict[str, Any] = table.setdefault(section, {})
-        for key in keys[:-1]:
-            inner = inner.setdefault(key, {})
-        inner[keys[-1]] = value
-    found = experiment_file.check(table, source="study.over")
-    assert isinstance(found, Experiment)
-    return found
+    return variant(settings.experiment, {**settings.fixed, **case}, source="study.over")
 
 
 def quantity_of(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -18,12 +18,6 @@ SMALL = study.Settings(
 )
 
 
-@pytest.fixture
-def standard_promotion():
-    with jax.numpy_dtype_promotion("standard"):  # for Adam of optax
-        yield
-
-
 def curve(settings=SMALL, **case):
     case = {"cell": "soft_snu", "rule": "bptt", "chunk": settings.cue + 1, "seed": 3} | case
     return study.measure(settings, 0, case)["curve"]

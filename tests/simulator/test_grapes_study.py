@@ -23,12 +23,6 @@ pytestmark = pytest.mark.usefixtures("compile_quickly", "standard_promotion")
 TINY = {"hidden": (12, 12), "epochs": 2, "tasks": 2, "task_epochs": 1, "limit": 200, "seeds": 1}
 
 
-@pytest.fixture
-def standard_promotion():
-    with jax.numpy_dtype_promotion("standard"):  # for Adam of optax
-        yield
-
-
 @pytest.mark.parametrize(("highest", "s"), [(0.9, 0.05), (0.8, 1.0), (0.97, 7.0)])
 def test_the_fit_finds_the_curve_it_is_given(highest, s):
     e = np.arange(1, 21)

@@ -14,12 +14,6 @@ pytestmark = pytest.mark.usefixtures("standard_promotion", "compile_quickly")
 TINY = {"width": 4, "blocks": 1, "epochs": 2, "limit": 100, "batch": 25, "seeds": 1}
 
 
-@pytest.fixture
-def standard_promotion():
-    with jax.numpy_dtype_promotion("standard"):
-        yield
-
-
 def test_every_mode_learns_and_the_summary_compares_them():
     modes = ("float32", "luq_all_fnt")
     settings = study.Settings(modes=modes, **TINY)

@@ -14,12 +14,6 @@ pytestmark = pytest.mark.usefixtures("compile_quickly", "standard_promotion")
 SMALL = study.Settings(soft_snu=4, lstm=3, batch=4, updates=3, seeds=1)
 
 
-@pytest.fixture
-def standard_promotion():
-    with jax.numpy_dtype_promotion("standard"):  # for Adam of optax
-        yield
-
-
 @pytest.fixture(autouse=True)
 def small_task(monkeypatch):
     """Sequences of 4 steps, some of them shorter, in two classes."""

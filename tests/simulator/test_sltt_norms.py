@@ -20,12 +20,6 @@ TINY = study.Settings(
 )  # fmt: skip
 
 
-@pytest.fixture
-def standard_promotion():
-    with jax.numpy_dtype_promotion("standard"):  # for optax
-        yield
-
-
 def kernels(network, tree):
     return [part.get("w", part.get("kernel")) for part in as_stack(network).split(tree)[0]]
 

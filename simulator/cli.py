@@ -97,7 +97,9 @@ def _parser() -> argparse.ArgumentParser:
     ):
         rules.add_argument(f"--{name}", type=int, default=value, help=f"{text} ({value})")
     rules.add_argument("--rules", default="bptt,ostl", help="names with commas (bptt,ostl)")
-    models.add_arguments(command("devices", _devices, "Show what a model of a device does."))
+    models.add_arguments(
+        command("devices", _devices, "Show what a device does, or fit one to traces.")
+    )
     bench.add_arguments(
         command("instrument", _instrument, "Serve simulated cells as a SCPI bench.")
     )
@@ -177,6 +179,9 @@ def _devices(args: argparse.Namespace) -> None:
     from . import launch
     from .progress import Display
 
+    if args.action == "fit":
+        _fit(args)
+        return
     settings = models.settings(args)
     if not args.json:
         _watched(args, lambda watcher: launch.run(settings, watcher))
@@ -184,6 +189,25 @@ def _devices(args: argparse.Namespace) -> None:
     with Display(sys.stderr) as display:
         result = launch.run(settings, display.watcher(None))
     models.print_reads(result["run"], _print_json)
+
+
+def _fit(args: argparse.Namespace) -> None:
+    from .progress import Display
+
+    with Display(sys.stderr) as display:
+        result = models.fit(args, display.watcher(None))
+    if args.json:
+        _print_json(result)
+        return
+    _print_table(args, [{k: _short(v) for k, v in row.items()} for row in result["parameters"]])
+    for name in ("symmetry_point", "reference", "innovation_std", "repeated_reads", "converged"):
+        print(f"{name}: {_short(result[name])}")
+    print(f"device: {result['device']}")
+    print(f"report: {result['run']}/report.html")
+
+
+def _short(value: Any) -> Any:
+    return f"{value:.4g}" if isinstance(value, float) else value
 
 
 def _instrument(args: argparse.Namespace) -> None:

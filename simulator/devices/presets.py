@@ -5,7 +5,9 @@ their steps are in `pulsed.py`.
 """
 
 from collections.abc import Callable
+from pathlib import Path
 
+from . import device_file
 from .device import Device
 from .pcm import pcm
 from .pulsed import Variation, exponential, linear, pulsed, soft_bounds
@@ -140,11 +142,16 @@ DEVICES: dict[str, Callable[[], Device]] = {
 
 
 def by_name(name: str) -> Device:
-    """The device of a name in `DEVICES`.
+    """The device of a name in `DEVICES`, or of a device file, whose path ends in .json.
 
     Raises:
-        ValueError: an unknown name.
+        ValueError: an unknown name, or a file that is missing or no device file.
     """
+    if name.endswith(".json"):
+        return device_file.load(name).device(Path(name).stem)
     if name not in DEVICES:
-        raise ValueError(f"{name!r} is no device; known are {', '.join(DEVICES)}.")
+        raise ValueError(
+            f"{name!r} is no device; known are {', '.join(DEVICES)}, and device files by a path "
+            "that ends in .json."
+        )
     return DEVICES[name]()

@@ -257,8 +257,9 @@ def pulsed(
         check_time(name, "read", t, state.written)
         return state.shown - state.reference
 
+    taken = float(reference or 0)  # cells with references of their own have their middle near 0
     return Device(
-        *(name, float(low), float(high), init, read, None, pulse, float(step)),
+        *(name, low - taken, high - taken, init, read, None, pulse, float(step)),
         trains=trains if isinstance(shape, Affine) else None,
     )
 

@@ -68,11 +68,17 @@ def _meetings(bits_x, bits_d, signs_d, places, number):
 
 @no_type_check
 @ffi.compiled
-def _draws(key, first_place, sample, places, words, normals):
-    """The normal numbers of places, and in `words` the second word of each."""
+def _draw(key, first_place, sample, places, words):
+    """The two random words of each place, in two rows."""
     for c in range(places.shape[0]):
-        first, second = block(key[0], key[1], first_place + places[c], sample)
-        normals[c], words[c] = normal_of_word(first), second
+        words[0, c], words[1, c] = block(key[0], key[1], first_place + places[c], sample)
+
+
+@no_type_check
+@ffi.compiled
+def _to_normals(words, normals):
+    for c in range(normals.shape[0]):
+        normals[c] = normal_of_word(words[c])
 
 
 @no_type_check
@@ -112,7 +118,7 @@ def _rows(frame, zero, extra, task):
     words = bits_x.shape[0] // max(batch, 1)
     sigma, write, additive = noise[0, 0], noise[0, 1], noise[0, 2] > zero
     relative = zero if additive else sigma * sigma
-    integers, second_words = np.empty((2, m), np.int32), np.empty(m, np.uint32)
+    integers, drawn = np.empty((2, m), np.int32), np.empty((2, m), np.uint32)
     reals, train = np.empty((7, m), np.float32), np.empty(words, np.uint32)
     for i in range(task * ROWS, min(n, (task + 1) * ROWS)):
         w_i, shown_i, touched_i = w[i], shown[i], touched[i]
@@ -134,7 +140,8 @@ def _rows(frame, zero, extra, task):
             xi, mean, variance = reals[0, :count], reals[1, :count], reals[2, :count]
             move, keep, shrink = reals[3, :count], reals[4, :count], reals[5, :count]
             fixed = reals[6, :count]
-            _draws(key, np.uint32(i * m), np.uint32(b), places, second_words, xi)
+            _draw(key, np.uint32(i * m), np.uint32(b), places, drawn)
+            _to_normals(drawn[0], xi)
             for c in range(count):  # the first pulse, which all of them get
                 j = places[c]
                 before, rises = w_i[j], signs_x[b, i] * signs_d[b, j] > zero
@@ -156,8 +163,9 @@ def _rows(frame, zero, extra, task):
                 j = places[c]
                 w_i[j], shown_i[j], touched_i[j] = xi[c], xi[c], np.uint8(1)
             if write != zero:
+                _to_normals(drawn[1], xi)
                 for c in range(count):
-                    shown_i[places[c]] += write * normal_of_word(second_words[c])
+                    shown_i[places[c]] += write * xi[c]
 
 
 _tasks = ffi.shared_loop(_rows)

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from spikebit.simulator.devices import pulsed, set_pcm
+from spikebit.simulator.devices import pulsed, set_pcm, with_stuck_cells
 from spikebit.simulator.devices.pulse_numbers import coincidences, rounded, update_by_trains
-from spikebit.simulator.devices.pulsed import NONE
+from spikebit.simulator.devices.pulsed import NONE, Variation, soft_bounds
 
 pytestmark = pytest.mark.usefixtures("compile_quickly")
 X, D = np.array([0.8, -0.3, 0.0, 0.5]), np.array([0.4, -0.1, 0.0])
@@ -18,7 +18,8 @@ def many(runs=RUNS, x=X, d=D, **settings):
     """Numbers (runs, inputs, outputs) of independent trains."""
     x, d = jnp.asarray(x, jnp.float32), jnp.asarray(d, jnp.float32)
     keys = jax.random.split(jax.random.key(0), runs)
-    return np.asarray(jax.vmap(lambda k: coincidences(x, d, k, **settings))(keys), float)
+    one = jax.jit(jax.vmap(lambda k: coincidences(x, d, k, **settings)))
+    return np.asarray(one(keys), float)
 
 
 def test_numbers_are_rounded_without_bias_alike_for_both_signs_and_cut():
@@ -72,7 +73,8 @@ def test_long_updates_are_cut_and_products_of_nothing_move_nothing():
     device = pulsed(step=0.01, reference=0.0)
     state = device.init((4, 3), jax.random.key(0), 0.0)
     none, some = jnp.zeros((2, 4)), jnp.ones((2, 3))
-    still = update_by_trains(device, state, none, some, jax.random.key(1), 1.0, rate=0.1)
+    update = jax.jit(lambda *given: update_by_trains(device, *given, 1.0, rate=0.1))
+    still = update(state, none, some, jax.random.key(1))
     jax.tree.map(np.testing.assert_array_equal, still, state)
 
 
@@ -95,3 +97,45 @@ def test_a_batch_of_trains_is_a_step_of_gradient_descent_on_average():
     assert (np.abs(w.mean(0) - wanted) <= error).all()
     with pytest.raises(ValueError, match=r"set_pcm.*does not; take one with gradual pulses"):
         update_by_trains(set_pcm(), state, x, d, jax.random.key(0), 1.0, rate=0.1)
+
+
+@pytest.mark.parametrize("stuck", [False, True])
+def test_trains_on_lines_are_the_pulses_of_their_counts_sample_after_sample(stuck):
+    """Without noise of pulses both ways are exact; cells differ, and their steps feed back."""
+    device = pulsed(
+        soft_bounds, step=0.02, reference=0.0, variation=Variation(0.3, 0.2, 0.2, 0.1, 0.0, 0.0)
+    )
+    device = with_stuck_cells(device, low=0.2, high=0.2) if stuck else device
+    rng = np.random.default_rng(3)
+    x, d = (jnp.asarray(rng.normal(size=(6, n)), jnp.float32) for n in (9, 5))
+    state = device.init((9, 5), jax.random.key(0), 0.0)
+    ways = [
+        jax.jit(lambda s, k, own=own: update_by_trains(own, s, x, d, k, 2.0, rate=0.1))(
+            state, jax.random.key(1)
+        )
+        for own in (device, device._replace(trains=None))
+    ]
+    for a, b in zip(*map(jax.tree.leaves, ways), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+    moved = np.asarray(device.read(ways[0], None, 2.0) - device.read(state, None, 2.0))
+    assert np.abs(moved).max() > 0.02
+    assert (np.mean(moved == 0) > 0.1) == stuck
+
+
+def test_trains_of_more_than_a_word_have_the_same_moments():
+    n, length, rate = many(rate=0.4, step=0.002, length=80, fixed=True), 80, 0.4
+    p = rate * np.abs(np.outer(X, D)) / 0.002 / length  # 64 of 80 pulses for the largest product
+    variance = length * p * (1 - p)
+    mean = -np.sign(np.outer(X, D)) * length * p
+    assert (np.abs(n.mean(0) - mean) <= 4 * np.sqrt(variance / RUNS)).all()
+    assert (np.abs(n.var(0) - variance) <= 4 * variance * np.sqrt(3 / RUNS)).all()
+
+
+def test_a_step_grows_with_the_rate_until_the_trains_are_full():
+    """Against gradient and by the signs of both; a thousand times the rate is no more than 31."""
+    x, d = np.array([0.9, -0.9]), np.array([0.7, -0.7])
+    moved = {rate: many(300, x=x, d=d, rate=rate, step=0.01) for rate in (0.1, 100.0)}
+    for n in moved.values():
+        assert (np.sign(n.mean(0)) == [[-1, 1], [1, -1]]).all()
+        assert np.abs(n).max() <= 31
+    assert np.abs(moved[100.0]).min() == 31

@@ -31,8 +31,13 @@ def key(seed=0):
     return jax.random.key(seed)
 
 
+def compiled(memory):
+    """The memory, each of its functions in one piece, which is quicker to compile."""
+    return type(memory)(*(jax.jit(f) for f in memory))
+
+
 def test_noise_is_a_share_of_the_largest_weight_and_only_on_matrices():
-    memory = hardware_aware(quant.float32(), 0.05)
+    memory = compiled(hardware_aware(quant.float32(), 0.05))
     state = memory.init(PARAMS, key())
     clean, noisy = memory.read(state), memory.read(state, key(1))
     np.testing.assert_array_equal(clean["w"], W)
@@ -47,13 +52,12 @@ def test_noise_is_a_share_of_the_largest_weight_and_only_on_matrices():
 
 def test_the_noise_of_a_device_is_that_of_writing_it():
     w = {"w": jnp.full((N, N), 0.5).at[0, 0].set(1.0)}
-    read = hardware_aware(quant.float32(), pcm()).read
-    state = hardware_aware(quant.float32(), pcm()).init(w, key())
-    error = (np.asarray(read(state, key(1))["w"], float) - 0.5).ravel()[1:] * 25
+    memory = compiled(hardware_aware(quant.float32(), pcm()))
+    error = (np.asarray(memory.read(memory.init(w), key(1))["w"], float) - 0.5).ravel()[1:] * 25
     used = 0.26348 + 1.9650 * 0.5 - 1.1731 * 0.25  # [uS]
     idle = 0.26348**2 * (0.5 - 0.5 / np.pi)  # variance of N(0, s) cut at 0
     assert error.std() == pytest.approx(np.sqrt(used**2 + idle), rel=4 / np.sqrt(2) / N)
-    exact = hardware_aware(quant.float32(), EXACT)
+    exact = compiled(hardware_aware(quant.float32(), EXACT))
     np.testing.assert_allclose(exact.read(exact.init(PARAMS), key())["w"], W, rtol=1e-5, atol=1e-6)
 
 
@@ -95,12 +99,12 @@ def test_the_loop_takes_the_gradient_at_noisy_weights_and_changes_the_clean_ones
 
 def test_weights_are_clipped_to_a_bound_or_to_standard_deviations():
     step = {"w": jnp.full((N, N), 0.01), "b": jnp.array([1.0, 0.0])}
-    fixed = hardware_aware(quant.float32(), 0.0, clip=1.5)
+    fixed = compiled(hardware_aware(quant.float32(), 0.0, clip=1.5))
     state = fixed.init(PARAMS, key())
     beyond = int((np.abs(W) > 1.5).sum())
     assert quant.losses(state)["w"]["clipped"] == beyond
     held = np.clip(W, -1.5, 1.5)
-    state = jax.jit(fixed.update)(state, step, key())
+    state = fixed.update(state, step, key())
     read = fixed.read(state)
     np.testing.assert_allclose(read["w"], np.minimum(held + 0.01, 1.5), rtol=1e-6, atol=1e-6)
     np.testing.assert_array_equal(read["b"], [2.0, -2.0])
@@ -108,7 +112,7 @@ def test_weights_are_clipped_to_a_bound_or_to_standard_deviations():
     assert counts["w"]["clipped"] == beyond + (held + np.float32(0.01) > 1.5).sum()
     assert counts["b"]["clipped"] == 0
 
-    relative = hardware_aware(quant.float32(), 0.0, clip_stds=2.0)
+    relative = compiled(hardware_aware(quant.float32(), 0.0, clip_stds=2.0))
     state = relative.init(PARAMS, key())
     held = np.asarray(relative.read(state)["w"], float)
     np.testing.assert_allclose(np.abs(held).max(), 2 * W.std(), rtol=1e-5)
@@ -122,7 +126,7 @@ def test_weights_are_clipped_to_a_bound_or_to_standard_deviations():
 
 @pytest.mark.parametrize("inner", [quant.number_format("int8_half"), memristive(EXACT)])
 def test_any_memory_can_stand_behind_it(inner):
-    memory = hardware_aware(inner, 0.1)
+    memory, inner = compiled(hardware_aware(inner, 0.1)), compiled(inner)
     state, plain = memory.init(PARAMS, key()), inner.init(PARAMS, key())
     np.testing.assert_array_equal(memory.read(state)["w"], inner.read(plain)["w"])
     updates = jax.tree.map(lambda p: -0.1 * p, PARAMS)
@@ -133,7 +137,7 @@ def test_any_memory_can_stand_behind_it(inner):
 
 def test_an_experiment_asks_for_it_with_its_memory():
     settings = Memory(format="int8_half", noise_device="pcm", clip_stds=2.5)
-    memory = make_memory(settings)
+    memory = compiled(make_memory(settings))
     state = memory.init(PARAMS, key())
     assert float(jnp.abs(memory.read(state)["w"]).max()) < 2.6 * W.std()
     assert bool((memory.read(state, key(1))["w"] != memory.read(state)["w"]).any())
@@ -141,9 +145,9 @@ def test_an_experiment_asks_for_it_with_its_memory():
     assert resolve(Experiment(memory=given)).memory == Memory(device="pcm", noise=0.03, clip=1.0)
 
     settings = Memory(format="bfloat16", master=True, noise=0.1)
-    state = make_memory(settings).init(PARAMS, key())
-    exact = aware(settings, quant.float32()).read(state, key(1))["w"]  # the same noise
-    near = make_memory(settings).read(state, key(1))["w"]
+    memory, in_float = make_memory(settings), aware(settings, quant.float32())
+    state = jax.jit(memory.init)(PARAMS, key())
+    exact, near = (jax.jit(m.read)(state, key(1))["w"] for m in (in_float, memory))  # same noise
     assert 0 < float(jnp.abs(exact - near).max()) < 2.0**-8 * 5
     assert jax.tree.structure(state.weights) == jax.tree.structure(
         master_copy("bfloat16").init(PARAMS)

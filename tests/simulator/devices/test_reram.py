@@ -120,15 +120,16 @@ def test_they_hold_the_weights_of_memories_and_tiles(name):
     device = by_name(name)
     w = jnp.asarray(np.random.default_rng(0).normal(size=(60, 40)).clip(-2, 2), jnp.float32)
     memory = memristive(device, dt=1.0)
-    state = memory.init({"w": w}, key())
-    state = memory.update(state, {"w": jnp.zeros_like(w).at[0].set(0.1)}, key(1))
+    state = jax.jit(memory.init)({"w": w}, key())
+    state = jax.jit(memory.update)(state, {"w": jnp.zeros_like(w).at[0].set(0.1)}, key(1))
     unit = float(jnp.abs(w).max()) / (device.g_max - device.g_min)
     worst = {"reram_wan": 4.0, "reram_cmo": 0.6, "reram_milo": 4.4}[name]  # of a cell [uS]
     error = np.asarray(memory.read(state)["w"] - w.at[0].add(0.1))[1:]
     assert 0 < error.std() < math.sqrt(2) * worst * unit
     tile = Tile(device, dac=None, adc=None)
-    held, x = program(tile, w, key(2)), jnp.eye(60)
-    y = matmul(tile, held, x, key(3), 3600.0)
+    y = jax.jit(lambda a, b: matmul(tile, program(tile, w, a), jnp.eye(60), b, 3600.0))(
+        key(2), key(3)
+    )
     assert np.std(np.asarray(y - w)) < 2 * math.sqrt(2) * worst * unit
 
 

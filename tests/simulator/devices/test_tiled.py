@@ -20,8 +20,15 @@ def key(seed=0):
     return jax.random.key(seed)
 
 
-def at(built, held, t=0.0, **settings):
-    return tiled.aged(built, held, t, **settings)
+def written(built, w, seed=0, **settings):
+    return jax.jit(lambda w, k: tiled.program(built, w, k, **settings))(w, key(seed))
+
+
+def product(built, held, x, key=None, t=0.0, **settings):
+    def at_once(held, x, key):
+        return tiled.matmul(built, tiled.aged(built, held, t, **settings), x, key)
+
+    return jax.jit(at_once)(held, x, key)
 
 
 @pytest.mark.parametrize(("n", "most"), [(1, 9), (50, 50), (50, 49), (784, 512), (7, 2), (6, 1)])
@@ -37,38 +44,41 @@ def test_parts_hold_each_line_once_and_are_as_few_and_as_even_as_can_be(n, most)
 
 def test_exact_tiles_are_the_product_however_it_is_split():
     for rows, columns in ((512, 256), (20, 11)):
-        held = tiled.program(PLAIN, W, key(), rows=rows, columns=columns)
-        y = tiled.matmul(PLAIN, at(PLAIN, held), X[None], None)
+        y = product(PLAIN, written(PLAIN, W, rows=rows, columns=columns), X[None])
         np.testing.assert_allclose(y, (X @ W)[None], rtol=1e-4, atol=1e-4)
 
 
 def test_each_tile_has_its_own_scale_converters_noise_and_compensation():
     built = Tile(pcm(), dac=Converter(1.0, 30), adc=Converter(4.0, 60))
     uneven = W.at[:25].multiply(10)
-    held = tiled.program(built, uneven, key(), rows=25, columns=11)
+    held = written(built, uneven, rows=25, columns=11)
     assert [float(p.largest) for row in held.parts for p in row] == [
         float(jnp.abs(uneven[r, c]).max()) for r in tiled.parts(50, 25) for c in tiled.parts(21, 11)
     ]
-    now, keys = at(built, held, 3.15e7, compensate=True), jax.random.split(key(5), (2, 2))
-    by_hand = [
-        jnp.concatenate(
-            [
-                tile.matmul(built, held.parts[i][j], X[:, r], keys[i, j], 3.15e7, compensate=True)
-                for j in range(2)
-            ],
-            -1,
+
+    @jax.jit
+    def by_hand(held, key):
+        keys = jax.random.split(key, (2, 2))
+        return sum(
+            jnp.concatenate(
+                [
+                    tile.matmul(built, part, X[:, r], k, 3.15e7, compensate=True)
+                    for part, k in zip(held.parts[i], keys[i], strict=True)
+                ],
+                -1,
+            )
+            for i, r in enumerate(tiled.parts(50, 25))
         )
-        for i, r in enumerate(tiled.parts(50, 25))
-    ]
-    y = tiled.matmul(built, now, X, jax.random.clone(key(5)))
-    np.testing.assert_allclose(y, by_hand[0] + by_hand[1], rtol=1e-5, atol=1e-4)
-    rates = [float(tile.compensation(built, p, 3.15e7)) for row in held.parts for p in row]
-    assert len(set(rates)) == 4
+
+    y = product(built, held, X, key(5), 3.15e7, compensate=True)
+    np.testing.assert_allclose(y, by_hand(held, key(5)), rtol=1e-5, atol=1e-4)
+    rate = jax.jit(lambda part: tile.compensation(built, part, 3.15e7))
+    assert len({float(rate(p)) for row in held.parts for p in row}) == 4
 
 
 def test_a_calibrated_range_is_used_by_the_converters_and_clips_what_is_beyond():
     built = Tile(EXACT, dac=Converter(1.0, 16), adc=None)
-    held = tiled.program(built, W, key(), rows=25)
+    held = written(built, W, rows=25)
     for settings in ({"quantile": 0.9}, {"stds": 1.5}):
         ranged = tiled.calibrated(held, X, **settings)
         expected = 0
@@ -78,12 +88,12 @@ def test_a_calibrated_range_is_used_by_the_converters_and_clips_what_is_beyond()
             np.testing.assert_allclose(ranged.reach[i], most, rtol=1e-5)
             given = np.clip(np.round(own / most * 8) / 8, -1, 1) * most
             expected = expected + given @ np.asarray(W[r], float)
-        y = tiled.matmul(built, at(built, ranged), X, None)
+        y = product(built, ranged, X)
         np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-4)
-    whole = at(built, tiled.calibrated(held, X, quantile=1.0))
-    one = tiled.matmul(built, whole, X[:1], None)  # of a vector nothing but its own inputs matters
-    np.testing.assert_allclose(one, tiled.matmul(built, whole, X, None)[:1], rtol=1e-6)
-    slope = jax.grad(lambda x: tiled.matmul(built, whole, x, None).sum())(3 * X)
+    whole = tiled.calibrated(held, X, quantile=1.0)
+    one = product(built, whole, X[:1])  # of a vector nothing but its own inputs matters
+    np.testing.assert_allclose(one, product(built, whole, X)[:1], rtol=1e-6)
+    slope = jax.jit(jax.grad(lambda x: product(built, whole, x).sum()))(3 * X)
     beyond = np.abs(3 * np.asarray(X)) > np.repeat(np.asarray(whole.reach), 25)
     np.testing.assert_array_equal(np.asarray(slope)[beyond], 0)
 
@@ -112,9 +122,9 @@ def test_wires_of_no_resistance_take_nothing_and_others_attenuate():
         before = lost
     far, near = (ir_drop.lost(jnp.eye(50)[i], w, 1e4) for i in (1, 49))
     assert bool((near / w[49] ** 2 > far / w[1] ** 2).all())
-    held = tiled.program(PLAIN, W, key())
+    held = written(PLAIN, W)
     y0, y1, y2 = (
-        tiled.matmul(built, at(built, held), X, None)
+        product(built, held, X)
         for built in (PLAIN, PLAIN._replace(ir_drop=1.0), PLAIN._replace(ir_drop=2.0))
     )
     np.testing.assert_allclose(y2 - y0, 2 * (y1 - y0), rtol=1e-2, atol=1e-5)  # linear in it
@@ -131,7 +141,7 @@ def test_compensation_restores_the_decisions_of_a_classifier():
     fires = x @ w > 1.0  # one in six
     device = pcm(programming_noise=0, read_noise=0)
     built = PLAIN._replace(device=device)
-    held = tiled.program(built, w, key(), rows=25)
+    held = written(built, w, rows=25)
     even = held._replace(
         parts=tuple(
             tuple(p._replace(state=p.state._replace(nu=jnp.full_like(p.state.nu, 0.06))) for p in r)
@@ -140,7 +150,7 @@ def test_compensation_restores_the_decisions_of_a_classifier():
     )
 
     def wrong(built, held, key=None, **settings):
-        y = tiled.matmul(built, at(built, held, t, **settings), x, key)
+        y = product(built, held, x, key, t, **settings)
         return float(((y > 1.0) != fires).mean())
 
     assert wrong(built, even, compensate=True) < 1e-4  # one exponent for all: nothing is lost
@@ -148,16 +158,16 @@ def test_compensation_restores_the_decisions_of_a_classifier():
     expected = float(jnp.mean((x @ w > 1.0) & (x @ w < 1 / left)))
     assert wrong(built, even) == pytest.approx(expected, abs=1e-4)
     noisy = PLAIN._replace(device=pcm())
-    held = tiled.program(noisy, w, key(3), rows=25)
+    held = written(noisy, w, 3, rows=25)
     assert wrong(noisy, held, key(4), compensate=True) < 0.4 * wrong(noisy, held, key(5))
 
 
 def test_what_is_refused():
-    held = tiled.program(PLAIN, W, key(), rows=25)
+    held = written(PLAIN, W, rows=25)
     with pytest.raises(ValueError, match="a tile of 0 lines holds nothing"):
         tiled.program(PLAIN, W, key(), rows=0)
     with pytest.raises(ValueError, match="inputs of 49 lines, and the tiles have 50"):
-        tiled.matmul(PLAIN, at(PLAIN, held), X[:, 1:], None)
+        product(PLAIN, held, X[:, 1:])
     with pytest.raises(ValueError, match=r"quantile = None, stds = None; give one"):
         tiled.calibrated(held, X)
     with pytest.raises(ValueError, match=r"quantile is 1.5; it is above 0, at most 1"):
@@ -165,6 +175,6 @@ def test_what_is_refused():
     with pytest.raises(ValueError, match=r"stds is 0.0; it must be above 0"):
         tiled.calibrated(held, X, stds=0.0)
     with pytest.raises(ValueError, match="these tiles have a time already"):
-        at(PLAIN, at(PLAIN, held))
+        tiled.aged(PLAIN, tiled.aged(PLAIN, held, 0.0), 0.0)
     with pytest.raises(ValueError, match="gamma is 0; a ratio of conductances is above 0"):
         ir_drop.lost(X, W, 0)

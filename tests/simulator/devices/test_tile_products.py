@@ -87,12 +87,12 @@ def test_a_tile_that_was_aged_is_the_tile_at_that_time(held):
     for compensate in (True, False):
 
         @jax.jit
-        def both(key, held, compensate=compensate):
+        def both(held, keys, compensate=compensate):
             once = aged(NOISY, held, HOUR, compensate=compensate)
-            own = matmul(NOISY, held, X, key, HOUR, compensate=compensate)
-            return once, matmul(NOISY, once, X, key), own
+            own = matmul(NOISY, held, X, keys[0], HOUR, compensate=compensate)
+            return once, matmul(NOISY, once, X, keys[1]), own
 
-        once, same, own = both(jax.random.key(3), held)
+        once, same, own = both(held, (jax.random.key(3), jax.random.key(3)))
         np.testing.assert_allclose(same, own, rtol=1e-6)
         later = jax.jit(lambda k, once=once: matmul(NOISY, once, X, k))(jax.random.key(3))
         np.testing.assert_allclose(later, own, rtol=1e-5, atol=1e-5)
@@ -113,7 +113,10 @@ def test_the_derivative_is_that_of_the_product_where_no_converter_cuts_off(held)
     weights = np.asarray(once.w * once.unit)
     x = X.at[:, 0].set(4.0)  # the largest, so that the scale of a vector stays
     up = jnp.asarray(np.random.default_rng(5).normal(size=(7, 12)), jnp.float32)
-    product = jax.jit(lambda x: matmul(NOISY, once, x, jax.random.key(6)))
+
+    def product(x):
+        return matmul(NOISY, once, x, jax.random.key(6))
+
     pulled = jax.jit(jax.grad(lambda x: jnp.sum(up * product(x))))(x)
     np.testing.assert_allclose(pulled[:, 1:], (up @ weights.T)[:, 1:], rtol=1e-4, atol=1e-5)
     others = jnp.ones_like(x).at[:, 0].set(0.0)

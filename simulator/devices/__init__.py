@@ -5,6 +5,7 @@ from .curves import from_csv
 from .device import Device
 from .faults import stuck_share, with_stuck_cells
 from .hardware_aware import hardware_aware
+from .leak import with_leak
 from .memory import DeviceWeights, at, memristive
 from .pcm import PCMParameters, expected_read, pcm
 from .presets import DEVICES, by_name
@@ -44,5 +45,6 @@ __all__ = [
     "stuck_share",
     "tiki_taka",
     "update_by_trains",
+    "with_leak",
     "with_stuck_cells",
 ]

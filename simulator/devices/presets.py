@@ -9,6 +9,7 @@ from pathlib import Path
 
 from . import device_file
 from .device import Device
+from .leak import with_leak
 from .pcm import pcm
 from .pulsed import Variation, exponential, linear, pulsed, soft_bounds
 from .reram import reram_cmo, reram_milo, reram_wan
@@ -42,8 +43,8 @@ def reram_sb() -> Device:
 
 
 def capacitor() -> Device:
-    """A capacitor, its steps nearly constant; its leak is not modelled."""
-    return pulsed(
+    """A capacitor, its steps nearly constant, that leaks within a million updates of a second."""
+    device = pulsed(
         linear,
         step=0.005,
         slopes=(0.05, 0.05),
@@ -51,6 +52,7 @@ def capacitor() -> Device:
         variation=Variation(step=0.1, high=0.07, low=0.07),
         name="capacitor",
     )
+    return with_leak(device, 1e6)
 
 
 def ecram() -> Device:

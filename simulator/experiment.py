@@ -186,7 +186,9 @@ class Memory:
     master: bool = False  # keep float32 weights; the format is that in which they are read
     compensation: str | None = None  # format of what rounding left over, for the next update
     rounding: Literal["nearest_even", "stochastic"] = "nearest_even"
-    device: str | None = None  # a name of `devices.DEVICES`; takes the place of any format
+    device: str | None = None  # a name of `devices.DEVICES` or a device file, in place of a format
+    #: what cells make a weight; "many" are four pairs, "sliced" two of significance 8 and 1
+    cells: Literal["single", "pair", "many", "sliced", "reference_column"] | None = None
     writing: Literal["program", "pulses", "mixed_precision"] | None = None  # None: as fits
     transfer: Literal["plain", "chopped", "agad"] | None = None  # Tiki-Taka: sums in cells first
     step_seconds: Annotated[float, Field(gt=0)] = 1.0  # from one update to the next, for devices
@@ -285,10 +287,10 @@ def _check_precision(memory: Memory, optimizer: Optimizer) -> None:
 
 
 def _check_device(memory: Memory) -> None:
-    own = (memory.writing, memory.transfer, memory.step_seconds)
-    if memory.device is None and own != (None, None, 1.0):
+    own = (memory.cells, memory.writing, memory.transfer, memory.step_seconds)
+    if memory.device is None and own != (None, None, None, 1.0):
         raise ValueError(
-            "memory.writing, memory.transfer and memory.step_seconds need memory.device, the name"
+            "memory.cells, writing, transfer and step_seconds need memory.device, the name"
         )
     for one, other in (("noise", "noise_device"), ("clip", "clip_stds")):
         if {one, other} <= set(memory.hardware_aware()):
@@ -362,6 +364,7 @@ def resolve(experiment: Experiment) -> Experiment:
             writing=memory.writing,
             transfer=memory.transfer,
             step_seconds=memory.step_seconds,
+            cells=memory.cells,
             **memory.hardware_aware(),
         )
     return dataclasses.replace(experiment, data=data, rule=rule, memory=memory)

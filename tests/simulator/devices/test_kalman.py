@@ -75,8 +75,7 @@ def dense(cell, g, pulses):
     covariance = (rows @ rows.T + cell.read**2 * np.eye(len(rows)))[np.ix_(known, known)]
     error = (g[1:] - np.array(mean[1:]))[known]
     return -0.5 * (
-        error @ np.linalg.solve(covariance, error)
-        + np.linalg.slogdet(2 * np.pi * covariance)[1]
+        error @ np.linalg.solve(covariance, error) + np.linalg.slogdet(2 * np.pi * covariance)[1]
     )
 
 
@@ -123,7 +122,10 @@ def test_gradient_and_information():
     )
     cells = SoftBounds(*(jnp.full((1, 2000), v) for v in CELL))
     scored = scores(cells, wide)
-    gradient, information = np.asarray(scored.gradient[:, 0]), np.asarray(scored.information[:, :, 0])
+    gradient, information = (
+        np.asarray(scored.gradient[:, 0]),
+        np.asarray(scored.information[:, :, 0]),
+    )
     scale = np.sqrt(np.diagonal(information.mean(-1)))
     products = gradient[:, None] * gradient / (scale * scale[:, None])[..., None]
     wanted = information.mean(-1) / (scale * scale[:, None])

@@ -5,8 +5,26 @@ What a setting means is said here; which settings there are is said in `experime
 
 from .. import quant
 from ..quant.training import compensated, master_copy
-from .devices import by_name, hardware_aware, memristive, tiki_taka
+from .devices import (
+    Many,
+    Pair,
+    ReferenceColumn,
+    Single,
+    Sliced,
+    by_name,
+    hardware_aware,
+    memristive,
+    tiki_taka,
+)
 from .experiment import Memory
+
+ARRANGEMENTS = {
+    "single": Single(),
+    "pair": Pair(),
+    "many": Many(4),
+    "sliced": Sliced((8, 1)),
+    "reference_column": ReferenceColumn(),
+}
 
 
 def make_memory(settings: Memory) -> quant.WeightMemory:
@@ -55,10 +73,11 @@ def _make_devices(name: str, settings: Memory) -> quant.WeightMemory:
         device = by_name(name)
     except ValueError as error:
         raise ValueError(f"memory.device: {error}") from None
+    cells = None if settings.cells is None else ARRANGEMENTS[settings.cells]
     try:
-        memory = memristive(device, writing=settings.writing, dt=settings.step_seconds)
+        memory = memristive(device, cells, writing=settings.writing, dt=settings.step_seconds)
     except ValueError as error:
-        raise ValueError(f"memory.writing: {error}") from None
+        raise ValueError(f"memory.cells, memory.writing: {error}") from None
     if settings.transfer is None:
         return memory
     try:

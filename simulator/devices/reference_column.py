@@ -35,18 +35,22 @@ class ReferenceColumn:
         return 1
 
     def span(self, device: Device) -> float:
-        """Half the width of the range."""
+        """Half the width of the range.
+
+        Raises:
+            ValueError: a device whose pulses go up only.
+        """
+        if device.resets:
+            raise ValueError(
+                f"ReferenceColumn: weights fall by pulses down, and {device.name} knows RESET "
+                "only; take Pair()."
+            )
         return (device.g_max - device.g_min) / 2
 
     def init(self, device: Device, shape: tuple[int, ...], key: Key, t: Any) -> Referenced:
         """New cells; weights and references are set to the middle."""
         if not shape:
             raise ValueError("ReferenceColumn: a single number has no column; take Pair().")
-        if device.resets:
-            raise ValueError(
-                f"ReferenceColumn: weights fall by pulses down, and {device.name} knows RESET "
-                "only; take Pair()."
-            )
         keys = jax.random.split(key, 4)
         parts = [
             _to_middle(device, device.init(own, keys[i], t), keys[2 + i], t)

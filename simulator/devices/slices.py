@@ -55,7 +55,16 @@ class Sliced:
         return self.each.cells * len(self.significances)
 
     def span(self, device: Device) -> float:
-        """That of all slices."""
+        """That of all slices.
+
+        Raises:
+            ValueError: a device whose pulses go up only.
+        """
+        if device.resets:
+            raise ValueError(
+                f"Sliced: a carry takes pulses of both signs, and {device.name} knows RESET only; "
+                "take Pair() or Many(...)."
+            )
         return sum(self.significances) * self.each.span(device)
 
     def init(self, device: Device, shape: tuple[int, ...], key: Key, t: Any) -> tuple[Any, ...]:
@@ -95,11 +104,6 @@ class Sliced:
         self, device: Device, state: tuple[Any, ...], counts: Counts, key: Key, t: Any
     ) -> Pulsed:
         """Pulses by significance, then the carries; says where there were some."""
-        if device.resets:
-            raise ValueError(
-                f"Sliced: a carry takes pulses of both signs, and {device.name} knows RESET only; "
-                "take Pair() or Many(...)."
-            )
         cells, left = list(state), counts
         keys = jax.random.split(key, 4 * len(cells)).reshape(4, -1)
         for i, f in enumerate(self.significances):

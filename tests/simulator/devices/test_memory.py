@@ -200,10 +200,14 @@ def test_an_experiment_names_its_device():
         ValueError, match=r"memory.transfer: tiki_taka\(set_pcm\): sums of gradients"
     ):
         make_memory(Memory(device="set_pcm", transfer="agad"))
+    with pytest.raises(ValueError, match=r"memory.cells, .*A single cell of pcm holds 0 to 25"):
+        make_memory(Memory(device="pcm", cells="single"))
+    many = make_memory(Memory(device="pcm", cells="many"))
+    assert many.init(PARAMS, key()).cells["b"].cells.g.shape == (2, 8)
     chopped = make_memory(Memory(device="ecram", transfer="chopped"))
     assert chopped.init(PARAMS, key()).gradients[1].mean.shape == (2, 2)
     with pytest.raises(
-        ValueError, match=r"memory.transfer and memory.step_seconds need memory.dev"
+        ValueError, match=r"memory.cells, writing, transfer and step_seconds need memory.dev"
     ):
         Experiment(memory=Memory(writing="pulses"))
     memory = resolve(Experiment(memory=Memory(device="pcm", format="e4m3fn"))).memory

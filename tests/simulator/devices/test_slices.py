@@ -147,12 +147,9 @@ def test_a_reference_column_takes_pulses_of_both_signs():
     np.testing.assert_allclose(
         layout.read(STEADY, state, None, 0.0), 0.01 * np.asarray(counts), atol=1e-6
     )
-    device, slices = set_pcm(), Sliced()
-    with pytest.raises(ValueError, match=r"set_pcm knows RESET only; take Pair\(\)"):
-        layout.init(device, (3, 2), jax.random.key(0), 0.0)
-    empty = slices.init(device, (3, 2), jax.random.key(0), 0.0)
-    with pytest.raises(ValueError, match=r"set_pcm knows RESET only; take Pair\(\)"):
-        slices.pulse(device, empty, counts, jax.random.key(1), 0.0)
+    for cells in (layout, Sliced()):
+        with pytest.raises(ValueError, match=r"set_pcm knows RESET only; take Pair\(\)"):
+            memristive(set_pcm(), cells)
     with pytest.raises(ValueError, match=r"a single number has no column"):
         layout.init(STEADY, (), jax.random.key(0), 0.0)
 

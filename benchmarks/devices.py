@@ -135,14 +135,15 @@ def results_table(rows: Sequence[Row]) -> str:
     return table(header, lines)
 
 
-def report(rows: Sequence[Row], rounds: int, load: float) -> str:
-    """The section of RESULTS.md; `load` is that of the machine before the run."""
+def report(rows: Sequence[Row], rounds: int, load: float, other_python: str) -> str:
+    """The section of RESULTS.md; `load` is that before the run, `other_python` runs aihwkit."""
     here, sizes = machine(), Sizes()
     used: dict[str, str] = {}
     for row in rows:
         for name, version in row.facts.get("versions", {}).items():
             used[f"{name} ({row.library})" if name == "numpy" else name] = version
     command = shlex.join(["python", "benchmarks/devices.py", *sys.argv[1:]])
+    command = command.replace(shlex.quote(other_python), "aihwkit/bin/python")  # as in README.md
     return "\n\n".join(
         [
             "## Memristive tiles and pulse trains against aihwkit",
@@ -215,7 +216,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     else:
         print(results_table(rows))
     if args.write:
-        write_section(args.write, SECTION, report(rows, args.rounds, load))
+        write_section(args.write, SECTION, report(rows, args.rounds, load, args.aihwkit_python))
     wrong = [row.facts.get("error", "") for row in rows]
     return int(any(text and not text.startswith("not installed") for text in wrong))
 

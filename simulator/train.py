@@ -188,7 +188,8 @@ def _make_segment(job: Job, samples: Samples) -> Callable[..., TrainState]:
             (xs, (targets, weights)),
         )
         first = jax.tree.map(lambda a: a[0, 0], pieces)
-        params = read_parameters(job, state.memory)  # for their shapes
+        # for their shapes; a key that is known beforehand would be drawn from while compiling
+        params = job.memory.read(state.memory, key_for(job.seed, Purpose.TEST_READ, epoch, i))
         traces = rule.init(params, first[0], key_state)
         shapes = jax.eval_shape(rule.step, params, traces, *first)[1]
         zero = jnp.zeros((), shapes.loss.dtype)

@@ -15,6 +15,7 @@ from .device import SIEMENS_AT_MOST, Cells, Device
 from .pulsed import SPREAD, PulsedState, Shape, Up, Variation, pulsed
 
 COLUMNS = ("g_uS", "up_uS", "down_uS")
+SPREADS = ("up_std_uS", "down_std_uS")  # not in every file
 _LARGEST = 10**7  # bytes of a file of curves
 
 
@@ -40,8 +41,10 @@ def from_csv(path: str | Path, *, variation: Variation = SPREAD) -> Device:
     """Pulsed cells whose steps are a table in a file.
 
     The file has a line of names and the columns `g_uS` (conductance, increasing), `up_uS` and
-    `down_uS` (size of a step up and of one down there, not negative); others are left alone. The
-    range of the cells is that of `g_uS`; their step is the mean of both columns in the middle.
+    `down_uS` (size of a step up and of one down there, not negative). If it has `up_std_uS` and
+    `down_std_uS` too, they are the standard deviations from pulse to pulse, in place of
+    `variation.pulse`. Other columns are left alone. The range of the cells is that of `g_uS`; their
+    step is the mean of both columns in the middle.
 
     Args:
         path: the file.
@@ -53,7 +56,7 @@ def from_csv(path: str | Path, *, variation: Variation = SPREAD) -> Device:
         OSError: no such file.
     """
     path = Path(path)
-    places, up, down = _columns(path)
+    places, up, down, *spreads = _columns(path)
     if len(places) < 2:
         raise ValueError(f"{path.name}: a curve has at least two lines of numbers.")
     falls = np.flatnonzero(np.diff(places) <= 0)
@@ -67,8 +70,10 @@ def from_csv(path: str | Path, *, variation: Variation = SPREAD) -> Device:
             f"{path.name}: the largest g_uS is {places[-1]:g} uS; it looks like siemens: multiply "
             "all columns by 1e6."
         )
-    if min(up.min(), down.min()) < 0:
-        raise ValueError(f"{path.name}: a step is below 0; give sizes, down_uS without its sign.")
+    if min(column.min() for column in (up, down, *spreads)) < 0:
+        raise ValueError(
+            f"{path.name}: a step or a spread is below 0; give sizes, down_uS without its sign."
+        )
     middle = (places[0] + places[-1]) / 2
     step = float(np.interp(middle, places, up) + np.interp(middle, places, down)) / 2
     if step <= 0:
@@ -80,30 +85,32 @@ def from_csv(path: str | Path, *, variation: Variation = SPREAD) -> Device:
         low=low,
         high=high,
         reference=0.0,
+        spread=table(places, *spreads, step) if spreads else None,
         variation=variation,
         name=path.stem,
     )
 
 
-def _columns(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _columns(path: Path) -> list[np.ndarray]:
+    """Those of `COLUMNS`, and of `SPREADS` where the file has them."""
     if path.stat().st_size > _LARGEST:
         raise ValueError(f"{path.name}: {path.stat().st_size} bytes are too many for a curve.")
     with path.open(newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file)
-        missing = [name for name in COLUMNS if name not in (reader.fieldnames or ())]
+        there = reader.fieldnames or ()
+        wanted = COLUMNS + (SPREADS if any(name in there for name in SPREADS) else ())
+        missing = [name for name in wanted if name not in there]
         if missing:
             raise ValueError(
-                f"{path.name}: has no column {', '.join(missing)}; a curve has "
-                f"{', '.join(COLUMNS)}."
+                f"{path.name}: has no column {', '.join(missing)}; a curve has {', '.join(wanted)}."
             )
         rows = []
         for number, row in enumerate(reader, start=2):
             try:
-                values = [float(row[name]) for name in COLUMNS]
+                values = [float(row[name]) for name in wanted]
             except (TypeError, ValueError):
                 values = [math.nan]
             if not all(math.isfinite(v) for v in values):
-                raise ValueError(f"{path.name}, line {number}: expected three finite numbers.")
+                raise ValueError(f"{path.name}, line {number}: expected finite numbers.")
             rows.append(values)
-    table_ = np.array(rows, float).reshape(-1, 3)
-    return table_[:, 0], table_[:, 1], table_[:, 2]
+    return list(np.array(rows, float).reshape(-1, len(wanted)).T)

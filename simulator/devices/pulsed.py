@@ -142,6 +142,7 @@ def pulsed(
     reference: float | int | None = None,
     reference_std: float | int = 0.0,
     additive: bool = False,
+    spread: Shape | None = None,
     variation: Variation = SPREAD,
     name: str = "pulsed",
 ) -> Device:
@@ -149,7 +150,7 @@ def pulsed(
 
     Where f is linear in w (`constant`, `linear`, `soft_bounds`), the pulses of a call are one draw
     with the moments of the train (`many_pulses.py`), which meets the bounds at its end; for other
-    shapes, the pulses come one after the other.
+    shapes, and with a `spread` of its own, the pulses come one after the other.
 
     Args:
         shape: f, how the step depends on the weight.
@@ -162,6 +163,7 @@ def pulsed(
             a step up and one down are of one size.
         reference_std: spread of the reference, cell to cell.
         additive: the noise of a pulse is one of the whole step; else of its size at w.
+        spread: the standard deviation of a pulse, as f is its size; None: `variation.pulse`.
         variation: how cells and pulses differ.
         name: for messages.
 
@@ -176,7 +178,7 @@ def pulsed(
         raise ValueError(
             f"{name}(step={step}, low={low}, high={high}): needs a step above 0 and low < high."
         )
-    v = variation
+    v, in_one_draw = variation, isinstance(shape, Affine) and spread is None
 
     def init(shape_: tuple[int, ...], key: Key, t: Any = 0.0) -> PulsedState:
         draws = jax.random.normal(key, (7, *shape_), jnp.float32)
@@ -216,10 +218,14 @@ def pulsed(
         def one(i: Array, w: Cells) -> Cells:
             xi = random_normals(words, i.astype(jnp.uint32), w.shape)[0]
             move = step_ * shape(state, w, up)
-            move = move + v.pulse * xi * (step_ if additive else move)
+            size = v.pulse * (step_ if additive else move)
+            if spread is not None:
+                size = step_ * spread(state, w, up)
+            move = move + xi * size
             return jnp.where(i < n, jnp.clip(w + move, state.low, state.high), w)
 
-        if isinstance(shape, Affine):
+        if in_one_draw:
+            assert isinstance(shape, Affine)
             slope = shape.slope(state, up)
             law = after_pulses(
                 state.w, step_, slope, n.astype(step_.dtype), v.pulse, additive=additive
@@ -260,7 +266,7 @@ def pulsed(
     taken = float(reference or 0)  # cells with references of their own have their middle near 0
     return Device(
         *(name, low - taken, high - taken, init, read, None, pulse, float(step)),
-        trains=trains if isinstance(shape, Affine) else None,
+        trains=trains if in_one_draw else None,
     )
 
 

@@ -114,13 +114,29 @@ def test_a_curve_from_a_file_is_followed(tmp_path):
         assert float(device.read(state, None, 0.0)[0]) == pytest.approx(g, rel=1e-5)
 
 
+def test_a_file_may_say_how_pulses_vary(tmp_path):
+    """Mean and spread of one pulse at two places; the file's spread is that of a Gaussian."""
+    path, n = tmp_path / "noisy.csv", 20_000
+    path.write_text("g_uS,up_uS,down_uS,up_std_uS,down_std_uS\n0,1,1,0.2,0.0\n100,1,1,0.6,0.4\n")
+    device = from_csv(path, variation=NONE._replace(pulse=9.0))
+    start = device.init((3, n), jax.random.key(0), 0.0)
+    start = start._replace(w=start.w.at[1:].set(50.0), shown=start.shown.at[1:].set(50.0))
+    counts = jnp.broadcast_to(jnp.array([[2], [1], [-1]]), (3, n))
+    moved = device.pulse(start, counts, jax.random.key(1), 0.0).w - start.w
+    # a second pulse from about 1 has a spread of 0.204
+    for found, mean, std in zip(np.asarray(moved), (2, 1, -1), (0.2857, 0.4, 0.2), strict=True):
+        assert found.mean() == pytest.approx(mean, abs=4 * std / np.sqrt(n))
+        assert found.std() == pytest.approx(std, rel=4 / np.sqrt(2 * n))
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        (CURVE.replace("S\n", "S,up_std_uS\n"), r"has no column down_std_uS; a curve has g_uS, up"),
         (CURVE.replace("down_uS", "down"), r"mine.csv: has no column down_uS; a curve has g_uS"),
         (CURVE.replace("5,", "0.5,", 1), r"line 3: g_uS is 0.5 after 1; conductances increase"),
-        (CURVE.replace("0.2", "x"), r"line 3: expected three finite numbers"),
-        (CURVE.replace("0.2", "-0.2"), r"a step is below 0"),
+        (CURVE.replace("0.2", "x"), r"line 3: expected finite numbers"),
+        (CURVE.replace("0.2", "-0.2"), r"a step or a spread is below 0"),
         ("g_uS,up_uS,down_uS\n1e-6,1e-7,1e-7\n2e-5,1e-7,1e-7\n", r"looks like siemens"),
         ("g_uS,up_uS,down_uS\n1,2,3\n", r"at least two lines"),
     ],

@@ -203,9 +203,21 @@ def memristive(
     return WeightMemory(init, read, update)
 
 
-def at(state: DeviceWeights, t: float | Float[Array, ""]) -> DeviceWeights:
-    """The same cells, the clock at t [s]; reads are then at that time."""
-    return state._replace(t=jnp.asarray(t, jnp.float32))
+def at(state: Any, t: float | Float[Array, ""]) -> Any:
+    """The same cells, the clock at t [s]; reads are then at that time.
+
+    Args:
+        state: of `memristive`, or of a memory around it, whose field `weights` is that.
+        t: not before the last update.
+
+    Raises:
+        ValueError: weights that are not in cells of a device.
+    """
+    if isinstance(state, DeviceWeights):
+        return state._replace(t=jnp.asarray(t, jnp.float32))
+    if not hasattr(state, "weights"):
+        raise ValueError(f"at: {type(state).__name__} holds no cells, so time does not matter.")
+    return state._replace(weights=at(state.weights, t))
 
 
 def _amount(

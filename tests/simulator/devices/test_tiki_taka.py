@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from spikebit.quant.memory import float32, losses
-from spikebit.simulator.devices import memristive, pulsed, set_pcm, tiki_taka
+from spikebit.simulator.devices import at, memristive, pulsed, set_pcm, tiki_taka, with_leak
 from spikebit.simulator.devices.pulsed import NONE, soft_bounds
 
 pytestmark = pytest.mark.usefixtures("compile_quickly")
@@ -116,6 +116,15 @@ def test_leaves_of_any_shape_and_a_nan_that_is_counted():
     assert jax.tree.map(jnp.shape, memory.read(state)) == jax.tree.map(jnp.shape, params)
     assert losses(state)["b"]["nan"] == 1
     assert all(np.isfinite(np.asarray(a)).all() for a in jax.tree.leaves(state.gradients))
+
+
+def test_time_goes_on_for_the_weights_behind_the_sums():
+    memory = tiki_taka(memristive(with_leak(FINE, 10.0)), FINE)
+    state = memory.init({"w": jnp.ones((2, 2))}, jax.random.key(0))
+    later = memory.read(at(state, 10.0))["w"]
+    np.testing.assert_allclose(later, memory.read(state)["w"] / np.e, rtol=1e-5)
+    with pytest.raises(ValueError, match=r"holds no cells, so time does not matter"):
+        at(float32().init(ZERO, None), 1.0)
 
 
 def test_what_is_refused():

@@ -169,17 +169,17 @@ def _maximum(theta: np.ndarray, free: np.ndarray, trace: Trace, say: Callable[[s
     while not converged and step < _MOST:
         look, draws, shift, (value, gradient, hessian) = _settled(theta, draws, trace)
         step += 1
-        values.append(value)
         say(f"step {step}, cells {'differ' if free[4] else 'alike'}: log likelihood {value:.2f}")
         better = best is None or value > best[0] - _ENOUGH
         damping = damping / 10 if better else max(10 * damping, 0.1)
         if best is None or better:
+            values.append(value)
             best = (value, theta, draws, gradient, hessian, look)
         _, theta, draws, gradient, hessian, _ = best
         open_ = free & ~_at_end(theta, gradient, width)
         move = np.zeros(10)
         move[open_] = _newton(gradient[open_], hessian[np.ix_(open_, open_)], damping)
-        slow = step > 6 and max(values[-4:]) < max(values[:-4]) + _SLOW
+        slow = len(values) > 5 and values[-1] < values[-5] + _SLOW
         converged = bool(shift < _CLOSE and (slow or gradient @ move < 2 * _ENOUGH))
         theta = theta + move / max(1.0, np.abs(move).max() / 0.7)
         theta = np.clip(theta, *_ends(theta, width))

@@ -22,7 +22,7 @@ Conductances = Float[Array, "*weights cells"]
 Counts = Int[Array, "*weights"]
 Pulsed = tuple[Any, Bool[Array, "*weights"]]
 Variances = tuple[Float[Array, "*weights"], Float[Array, "*rows 1"] | None]
-_ROUNDS = 4  # of pulses to approach a target: the first is off by what steps differ from their mean
+_ROUNDS = 3  # of pulses to approach a target: the first are off as steps differ from their mean
 
 
 @runtime_checkable
@@ -52,6 +52,10 @@ class Arrangement(Protocol):
 
     def program(self, device: Device, state: Any, w: Weights, key: Key, t: Any) -> Any:
         """Writes weights to near w; those that are NaN are not written."""
+        ...
+
+    def start(self, device: Device, state: Any, w: Weights, key: Key, t: Any) -> Any:
+        """Brings new cells to weights near w: written, or by pulses where that is all there is."""
         ...
 
     def pulse(self, device: Device, state: Any, counts: Counts, key: Key, t: Any) -> Pulsed:
@@ -96,6 +100,14 @@ class Alike:
         """Writes weights to near w; those that are NaN are not written."""
         return write(device)(state, self.targets(device, w), key, t)
 
+    def start(self, device: Device, state: Any, w: Weights, key: Key, t: Any) -> Any:
+        """Brings new cells to weights near w."""
+        return start(self, device, state, w, key, t)
+
+    def pulse(self, device: Device, state: Any, counts: Counts, key: Key, t: Any) -> Pulsed:
+        """Moves weights by that many pulses."""
+        raise NotImplementedError
+
 
 @dataclass(frozen=True)
 class Single(Alike):
@@ -134,16 +146,16 @@ class Pair(Alike):
 
     A pulse moves one cell of them: that which holds the weight, up or down, and the other one up
     beyond 0. Where a cell knows only RESET as a way down, pulses go up, on G+ or G-; such a pair is
-    refreshed where a cell is nearly full and the weight could be held with less: it is read, both
-    cells are RESET, and the weight is written anew with pulses on one of them.
+    refreshed where a cell is nearly full and the other one is not empty, so that the weight could
+    be held with less: it is read, both cells are RESET, and it is written anew with pulses on one.
 
     Attributes:
         full: share of the range above which a cell is nearly full.
-        small: share of the range up to which a weight is held with less.
+        empty: share of the range up to which the other one counts as empty.
     """
 
     full: float = 0.75
-    small: float = 0.1875
+    empty: float = 0.25
 
     @property
     def cells(self) -> int:
@@ -175,10 +187,10 @@ class Pair(Alike):
         state = pulse(state, up, for_pulses, t)
         g = device.read(state, for_reading, t)
         w = self.decode(g)
-        due = (g.max(-1) > self.full * device.g_max) & (jnp.abs(w) < self.small * device.g_max)
+        due = (g.max(-1) > self.full * device.g_max) & (g.min(-1) > self.empty * device.g_max)
         clear = -jnp.broadcast_to(due[..., None], g.shape).astype(counts.dtype)
         state = pulse(state, clear, for_reset, t)
-        again = jnp.where(due, jnp.trunc(w / (device.step or 1)), 0).astype(counts.dtype)
+        again = jnp.where(due, first_pulses(device, w), 0).astype(counts.dtype)
         again = jnp.maximum(jnp.stack([again, -again], -1), 0)
         return pulse(state, again, for_rewriting, t), due
 
@@ -252,6 +264,16 @@ class Many:
         targets = jnp.concatenate([each] * self.pairs, -1)
         return state._replace(cells=write(device)(state.cells, targets, key, t))
 
+    def start(self, device: Device, state: Counted, w: Weights, key: Key, t: Any) -> Counted:
+        """The same share of the weight to each pair."""
+        if device.program is not None:
+            return self.program(device, state, w, key, t)
+        share = jnp.broadcast_to(w[..., None] / self.pairs, (*w.shape, self.pairs))
+        apart = jax.tree.map(self._split, state.cells)
+        apart = self.pair.start(device, apart, share, key, t)
+        cells = jax.tree.map(lambda new, old: new.reshape(old.shape), apart, state.cells)
+        return state._replace(cells=cells)
+
     def pulse(self, device: Device, state: Counted, counts: Counts, key: Key, t: Any) -> Pulsed:
         """Pulses on one pair of each weight."""
         for_choice, for_pulses = jax.random.split(key)
@@ -276,22 +298,51 @@ def usual(g_min: float) -> Arrangement:
     return Single() if g_min < 0 else Pair()
 
 
+def start(layout: Arrangement, device: Device, state: Any, w: Weights, key: Key, t: Any) -> Any:
+    """New cells brought to weights w: programmed, or by pulses and what is read in between."""
+    if device.program is not None:
+        return layout.program(device, state, w, key, t)
+
+    def seen(state: Any) -> Array:
+        return layout.read(device, state, None, t)
+
+    def moved(state: Any, counts: Array, key: Key) -> Any:
+        return layout.pulse(device, state, counts, key, t)[0]
+
+    for_first, for_others = jax.random.split(key)
+    state = moved(state, first_pulses(device, w).astype(jnp.int32), for_first)
+    return approach(w, state, seen, moved, for_others, device.step or 1)
+
+
 def approach(
-    target: Array, state: Any, read: Callable[..., Any], pulse: Callable[..., Any], key: Key
+    target: Array,
+    state: Any,
+    read: Callable[..., Array],
+    pulse: Callable[..., Any],
+    key: Key,
+    step: float | int,
 ) -> Any:
     """Pulses towards a target, by what is read in between: write and verify.
 
     Args:
-        target: in steps of a pulse.
+        target: of what `read(state)` gives.
         state: what is written.
-        read: `read(state)`, in steps.
+        read: what it holds.
         pulse: `pulse(state, counts, key) -> state`.
-        key: for all of them.
+        key: for all pulses.
+        step: of a pulse, in the unit of the target.
     """
     for i in range(_ROUNDS):  # no loop of XLA's: an instrument's calls cannot be traced
-        counts = jnp.round(target - read(state)).astype(jnp.int32)
+        counts = jnp.round((target - read(state)) / step).astype(jnp.int32)
         state = pulse(state, counts, jax.random.fold_in(key, i))
     return state
+
+
+def first_pulses(device: Device, w: Weights) -> Array:
+    """Pulses, whole numbers with the sign of w, that bring an empty pair or a cell at 0 to w."""
+    if device.climb is None:
+        return jnp.round(w / (device.step or 1))
+    return jnp.sign(w) * device.climb(jnp.abs(w) + device.g_min).astype(w.dtype)
 
 
 def give(device: Device) -> Callable[..., Any]:

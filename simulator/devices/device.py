@@ -45,6 +45,9 @@ class Device(NamedTuple):
     #: the last time after a write that the model knows [s]; reads after it are refused, or NaN
     #: under `jit`
     until: float = math.inf
+    #: climb(g) -> how many pulses up bring a cell that was RESET nearest to g on average; None:
+    #: as many as steps of `step` fit in
+    climb: Callable[..., Any] | None = None
     #: trains(state, rows, columns, key, t) -> state: a matrix of cells is given trains on its lines
     #: (`kernels.pulse_trains.Trains`, a batch), sample after sample; None: only by their counts
     trains: Callable[..., Any] | None = None

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree, UInt32
 
 from ...quant.memory import COUNTS, WeightMemory, add_counts, count
-from .cells import Arrangement, approach, usual
+from .cells import Arrangement, usual
 from .device import Device
 from .pulse_numbers import rounded
 
@@ -100,7 +100,7 @@ def memristive(
             reach = jnp.max(jnp.abs(w), initial=0) * headroom
             scale = jnp.where(reach > 0, reach, 1) / span
             state = layout.init(device, w.shape, for_cells, 0.0)
-            states.append(first(state, w / scale, for_writing))
+            states.append(layout.start(device, state, w / scale, for_writing, 0.0))
             scales.append(scale)
             none = jnp.zeros(w.shape, bool)
             lost.append(
@@ -116,19 +116,6 @@ def memristive(
             tree.unflatten([jnp.zeros((), p.dtype) for p in leaves]),
             counts,
         )
-
-    def first(state: Any, w: Array, key: PRNGKeyArray) -> Any:
-        """The first weights, written as well as the device can."""
-        if device.program is not None:
-            return layout.program(device, state, w, key, 0.0)
-
-        def seen(state: Any) -> Array:
-            return layout.read(device, state, None, 0.0) / grain
-
-        def moved(state: Any, counts: Array, key: PRNGKeyArray) -> Any:
-            return layout.pulse(device, state, counts, key, 0.0)[0]
-
-        return approach(w / grain, state, seen, moved, key)
 
     def read(state: DeviceWeights, key: PRNGKeyArray | None = None) -> PyTree:
         scales, tree = jax.tree.flatten(state.scale)

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from .cells import Counts, Pulsed, Variances, Weights, approach, give, write
+from .cells import Counts, Pulsed, Variances, Weights, approach, give, start, write
 from .device import Device, Key
 
 
@@ -77,6 +77,10 @@ class ReferenceColumn:
         middle = (device.g_max + device.g_min) / 2
         return state._replace(cells=write(device)(state.cells, middle + w, key, t))
 
+    def start(self, device: Device, state: Referenced, w: Weights, key: Key, t: Any) -> Referenced:
+        """Brings cells from the middle of the range to weights near w."""
+        return start(self, device, state, w, key, t)
+
     def pulse(self, device: Device, state: Referenced, counts: Counts, key: Key, t: Any) -> Pulsed:
         """Pulses of both signs on the weights' own cells."""
         cells = give(device)(state.cells, counts, key, t)
@@ -87,12 +91,11 @@ def _to_middle(device: Device, state: Any, key: Key, t: Any) -> Any:
     middle = jnp.full_like(device.read(state, None, t), (device.g_max + device.g_min) / 2)
     if device.program is not None:
         return device.program(state, middle, key, t)
-    step = device.step or 1.0
 
     def seen(state: Any) -> Array:
-        return device.read(state, None, t) / step
+        return device.read(state, None, t)
 
     def moved(state: Any, counts: Counts, key: Key) -> Any:
         return give(device)(state, counts, key, t)
 
-    return approach(middle / step, state, seen, moved, key)
+    return approach(middle, state, seen, moved, key, device.step or 1)

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from .device import Cells, Counts, Device, Key, check_counts, check_time
@@ -95,9 +96,18 @@ def set_pcm(parameters: SetPCMParameters = _DEFAULT, *, noise: float | int = 1.0
     def spread(state: SetPCMState, t: Any) -> Cells:
         return noise * (c.read[0] + c.read[1] * read(state, None, t))
 
+    stairs = np.array([c.reset[0], *(mean for mean, _ in unbounded_moments(c, c.reset[0], 64))])
+    borders = jnp.asarray((stairs[1:] + stairs[:-1]) / 2, jnp.float32)
+
+    def climb(g: Cells) -> Counts:
+        return jnp.searchsorted(borders, g).astype(jnp.int32)
+
     step = c.mean[0] + c.mean[1] * (c.g_min + c.g_max) / 2
     return Device(
-        "set_pcm", c.g_min, c.g_max, init, read, None, pulse, step, resets=True, spread=spread
+        *("set_pcm", c.g_min, c.g_max, init, read, None, pulse, step),
+        resets=True,
+        spread=spread,
+        climb=climb,
     )
 
 

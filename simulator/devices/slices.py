@@ -100,6 +100,19 @@ class Sliced:
             left = left - f * self.each.read(device, new[-1], for_reading, t)
         return tuple(new)
 
+    def start(
+        self, device: Device, state: tuple[Any, ...], w: Weights, key: Key, t: Any
+    ) -> tuple[Any, ...]:
+        """Brings new cells to weights near w, slice after slice."""
+        if device.program is not None:
+            return self.program(device, state, w, key, t)
+        new, left, reach = [], w, self.each.span(device)
+        for i, (f, slice_) in enumerate(zip(self.significances, state, strict=True)):
+            part = jnp.clip(left / f, -reach, reach)
+            new.append(self.each.start(device, slice_, part, jax.random.fold_in(key, i), t))
+            left = left - f * self.each.read(device, new[-1], None, t)
+        return tuple(new)
+
     def pulse(
         self, device: Device, state: tuple[Any, ...], counts: Counts, key: Key, t: Any
     ) -> Pulsed:

@@ -72,6 +72,10 @@ class Alike:
         """Cells a weight."""
         raise NotImplementedError
 
+    def span(self, device: Device) -> float:
+        """The largest |w| that can be held [uS]."""
+        raise NotImplementedError
+
     def decode(self, g: Conductances) -> Weights:
         """The weights of conductances."""
         raise NotImplementedError

@@ -85,7 +85,7 @@ def from_csv(path: str | Path, *, variation: Variation = SPREAD) -> Device:
         low=low,
         high=high,
         reference=0.0,
-        spread=table(places, *spreads, step) if spreads else None,
+        spread=table(places, spreads[0], spreads[1], step) if spreads else None,
         variation=variation,
         name=path.stem,
     )

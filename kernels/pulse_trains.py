@@ -67,8 +67,9 @@ def pulse_trains(
       v \leftarrow (1 - s c)^2 v + (\sigma s)^2 ((1 - c m)^2 + c^2 v),$$
 
     additive: $(\sigma s)^2$ alone in the last term; cut at the bounds at its end. Where s c > 1 the
-    mean stays where the first pulse puts it, and s c is 1 in the variance. The draw of a cell in sample b is that of its place
-    in stream b (`normals.random_normals`); the second number is that of the write.
+    mean stays where the first pulse puts it, and s c is 1 in the variance. The draw of a cell in
+    sample b is that of its place in stream b (`normals.random_normals`); the second number is that
+    of the write.
 
     On CPUs the cost is that of the coincidences. Works under `jit` and `vmap` (one run after the
     other there). It has no derivative.

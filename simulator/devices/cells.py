@@ -156,10 +156,21 @@ class Pair(Alike):
     Attributes:
         full: share of the range above which a cell is nearly full.
         empty: share of the range up to which the other one counts as empty.
+
+    Raises:
+        ValueError: shares that are none.
     """
 
     full: float = 0.75
     empty: float = 0.25
+
+    def __post_init__(self):
+        """Checks the shares."""
+        if not 0 <= self.empty < self.full <= 1:
+            raise ValueError(
+                f"Pair(full={self.full}, empty={self.empty}): these are shares of the range, and "
+                "empty is below full."
+            )
 
     @property
     def cells(self) -> int:
@@ -220,7 +231,7 @@ class Many:
             is drawn at random for each weight.
 
     Raises:
-        ValueError: an increment with a factor in common with the number of pairs: some pairs would
+        ValueError: no pairs, or an increment with a factor in common with their number: some would
             never be chosen.
 
     References:
@@ -233,7 +244,9 @@ class Many:
     increment: int | None = None
 
     def __post_init__(self):
-        """Checks the increment."""
+        """Checks the number and the increment."""
+        if not isinstance(self.pairs, int) or self.pairs < 1:
+            raise ValueError(f"Many({self.pairs}): give a whole number of pairs, at least 1.")
         if self.increment is not None and math.gcd(self.increment, self.pairs) != 1:
             raise ValueError(
                 f"Many({self.pairs} pairs): with increment={self.increment} the counter leaves "

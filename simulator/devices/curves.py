@@ -74,6 +74,14 @@ def from_csv(path: str | Path, *, variation: Variation = SPREAD) -> Device:
         raise ValueError(
             f"{path.name}: a step or a spread is below 0; give sizes, down_uS without its sign."
         )
+    if places[0] < 0:
+        raise ValueError(f"{path.name}: g_uS is {places[0]:g}; a conductance is not below 0.")
+    wide, largest = places[-1] - places[0], max(up.max(), down.max())
+    if not 1e-6 * wide < largest <= wide:
+        raise ValueError(
+            f"{path.name}: the largest step is {largest:g} uS in a range of {wide:g} uS; give both "
+            "in microsiemens."
+        )
     middle = (places[0] + places[-1]) / 2
     step = float(np.interp(middle, places, up) + np.interp(middle, places, down)) / 2
     if step <= 0:

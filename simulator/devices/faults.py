@@ -36,7 +36,7 @@ def with_stuck_cells(
         ValueError: shares that are none, or more than all cells.
     """
     shares = (low, high, anywhere)
-    if min(shares) < 0 or sum(shares) > 1:
+    if not (min(shares) >= 0 and sum(shares) <= 1):
         raise ValueError(
             f"with_stuck_cells({device.name}): shares low={low}, high={high}, anywhere={anywhere}; "
             "each is at least 0 and all of them at most 1."

@@ -47,8 +47,9 @@ def memristive(
 
     - "program": every weight with an update is written anew, to its present value plus the update,
       with the noise of programming.
-    - "pulses": an update becomes a whole number of pulses; rounded stochastically, its mean is the
-      update for small steps.
+    - "pulses": an update becomes a whole number of pulses, each counted as `granularity`; rounded
+      stochastically, its mean is the update where a pulse moves a cell by that much. It moves
+      less near a bound, and a phase-change cell several times as far right after a RESET.
     - "mixed_precision": updates are summed in float32, and what amounts to whole steps is taken out
       of the sum and written: pulses, or for a device without them programming.
 

@@ -44,6 +44,7 @@ _UP = ("1", "+1", "+", "up", "set")
 _DOWN = ("-1", "-", "down", "reset")
 _LARGEST = 2 * 10**9  # bytes of a file of traces
 _LARGEST_UNIT = 1e5  # uS; no cell conducts so well, so that it is another unit
+_MOST = 10**6  # pulses from one read to the next
 _FEWEST = 10  # steps that a fit is tried with
 _MIXED = (10**4.5, 10**7.5)  # ratios of two cells that look like microsiemens beside siemens
 
@@ -112,6 +113,11 @@ def _rows(path: Path) -> tuple[Unit, list[_Row]]:
         try:
             rows = []
             for row in reader:
+                if None in row:
+                    raise ValueError(
+                        f"{path.name}, line {reader.line_num}: has more fields than the "
+                        f"{len(names)} named in the first line."
+                    )
                 g = _number(path.name, reader.line_num, value, row[value])
                 if inverse and g <= 0:
                     raise ValueError(
@@ -126,6 +132,9 @@ def _rows(path: Path) -> tuple[Unit, list[_Row]]:
 
 
 def _value_column(name: str, names: list[str]) -> str:
+    twice = sorted({n for n in names if n and names.count(n) > 1})
+    if twice:
+        raise ValueError(f"{name}: has more than one column {', '.join(twice)}; keep one of them.")
     values = [n for n in names if n in UNITS]
     if len(values) > 1:
         raise ValueError(
@@ -151,6 +160,7 @@ class _State:
         self._name, self._counted = name, counted
         self._last: dict[str, tuple[str, int, float]] = {}  # device: cycle, index, time
         self._shapes: dict[tuple[int, str], str] = {}  # polarity, column: value
+        self._rows: dict[str, dict[str, str | None]] = {}  # device: the row before
 
     def row(self, line: int, row: dict[str, str | None]) -> tuple[str, str, int]:
         """Device, cycle, and pulses since the row before."""
@@ -178,7 +188,17 @@ class _State:
                     f"{index - given} for device {device}; pulses of a cycle are numbered upwards."
                 )
             pulses = given * self._polarity(line, row["polarity"]) if given else 0
-        self._last[device] = (cycle, index, t)
+        if abs(pulses) > _MOST:
+            raise ValueError(
+                f"{self._name}, line {line}: {pulses} pulses from one read to the next; a fit "
+                f"takes {_MOST} at most."
+            )
+        if pulses and (row.get("t") or "").strip() and row == self._rows.get(device):
+            raise ValueError(
+                f"{self._name}, line {line}: repeats the row before of device {device}, time "
+                "included, so its pulses would count twice; write each row once."
+            )
+        self._last[device], self._rows[device] = (cycle, index, t), row
         self._one_shape(line, int(np.sign(pulses)), row)
         return device, cycle, pulses
 

@@ -40,8 +40,10 @@ class Sliced:
     full: float = 0.75
 
     def __post_init__(self):
-        """Checks the significances."""
+        """Checks the settings."""
         f = self.significances
+        if not 0 < self.full <= 1:
+            raise ValueError(f"Sliced(full={self.full}): a share of a slice's range, above 0.")
         falls = all(a > b > 0 and a % b == 0 for a, b in pairwise(f))
         if not f or f[-1] != 1 or not falls:
             raise ValueError(

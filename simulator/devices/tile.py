@@ -6,10 +6,13 @@ the summed variance, $y_i = \sum_j w_{ij} x_j + \sqrt{\sum_j \sigma_{ij}^2 x_j^2
 cell is sampled for a vector. What cells do is their model's, how they make weights `cells.py`'s.
 """
 
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Float
 
 from ...kernels.normals import random_normals
@@ -21,18 +24,39 @@ _SMALLEST = 1e-4  # of what is left of a tile's outputs, for their compensation
 _HALVINGS = 10
 
 
-class Converter(NamedTuple):
-    """A DAC or an ADC: to a grid of `levels` (an even number) steps from -bound to bound."""
+@dataclass(frozen=True)
+class Converter:
+    """A DAC or an ADC: to a grid of `levels` (an even number) steps from -bound to bound.
+
+    Raises:
+        ValueError: a bound or a number of levels that makes no such grid.
+    """
 
     bound: float | int = 1.0
     levels: int = 254
 
+    def __post_init__(self):
+        """Checks the grid."""
+        if not self.bound > 0 or self.levels < 2 or self.levels % 2:
+            raise ValueError(
+                f"Converter(bound={self.bound}, levels={self.levels}): needs a bound above 0 and "
+                "an even number of levels, so that 0 is on the grid."
+            )
+
     def __call__(self, x: Float[Array, "*dims"]) -> Float[Array, "*dims"]:
         """The converted values; their derivative is 1 within the bounds, 0 beyond."""
         step = 2 * self.bound / self.levels
-        inside = jnp.clip(x, -self.bound, self.bound)
+        # not jnp.clip, whose derivative is a half where x is at a bound, as the largest input is
+        inside = jnp.where(
+            jnp.abs(x) <= self.bound,
+            x,
+            jax.lax.stop_gradient(jnp.clip(x, -self.bound, self.bound)),
+        )
         rounded = jnp.clip(jnp.round(x / step) * step, -self.bound, self.bound)
         return inside + jax.lax.stop_gradient(rounded - inside)
+
+
+_DAC, _ADC = Converter(1.0, 254), Converter(10.0, 254)
 
 
 class Tile(NamedTuple):
@@ -51,8 +75,8 @@ class Tile(NamedTuple):
 
     device: Device
     cells: Arrangement | None = None
-    dac: Converter | None = Converter(1.0, 254)
-    adc: Converter | None = Converter(10.0, 254)
+    dac: Converter | None = _DAC
+    adc: Converter | None = _ADC
     output_noise: float = 0.0
     manage_bounds: bool = True
     ir_drop: float = 0.0
@@ -77,7 +101,8 @@ def program(tile: Tile, w: Array, key: Key, t: float = 0.0) -> Programmed:
         t: the time [s].
 
     Raises:
-        ValueError: a device that only takes pulses, or weights that are no matrix.
+        ValueError: a device that only takes pulses, weights that are no matrix or, where values
+            can be seen, NaN, and noise or drop below 0.
     """
     if tile.device.program is None:
         raise ValueError(
@@ -85,6 +110,16 @@ def program(tile: Tile, w: Array, key: Key, t: float = 0.0) -> Programmed:
         )
     if w.ndim != 2:
         raise ValueError(f"tile.program: weights of shape {w.shape}; a tile holds a matrix.")
+    if tile.output_noise < 0 or tile.ir_drop < 0:
+        raise ValueError(
+            f"tile.program: output_noise is {tile.output_noise} and ir_drop {tile.ir_drop}; give 0 "
+            "or more."
+        )
+    if not isinstance(w, Tracer) and np.isnan(np.asarray(w)).any():
+        raise ValueError(
+            f"tile.program: {np.isnan(np.asarray(w)).sum()} weights are NaN; a cell cannot hold "
+            "that: look where they came from."
+        )
     layout = _layout(tile)
     for_cells, for_writing = jax.random.split(key)
     largest = jnp.max(jnp.abs(w))
@@ -164,7 +199,7 @@ def matmul(
         reach: the |x| that the DAC takes for its largest; None: for each vector its own.
 
     Raises:
-        ValueError: no time, or a second one.
+        ValueError: no time, or a second one; inputs that do not fit the weights.
     """
     if isinstance(held, Aged) != (t is None) or (t is None and compensate):
         raise ValueError(
@@ -172,6 +207,11 @@ def matmul(
             "once, here or to `aged`."
         )
     now = held if isinstance(held, Aged) else aged(tile, held, t, compensate=compensate)
+    if x.ndim == 0 or x.shape[-1] != len(now.w):
+        raise ValueError(
+            f"tile.matmul: inputs of shape {x.shape} for a tile of {len(now.w)} lines; the last "
+            "axis must be that of the lines."
+        )
     y = _vectors(tile, now, x.reshape(-1, x.shape[-1]), key, reach) * now.unit
     return y.reshape(*x.shape[:-1], now.w.shape[1])
 

@@ -98,6 +98,8 @@ def test_stuck_cells_keep_their_value_and_are_counted():
     assert losses(held)["w"]["stagnated"] == 4
     with pytest.raises(ValueError, match=r"shares low=0.8, high=0.3"):
         with_stuck_cells(pcm(), low=0.8, high=0.3)
+    with pytest.raises(ValueError, match=r"shares low=nan"):
+        with_stuck_cells(pcm(), low=float("nan"))
 
 
 def test_a_curve_from_a_file_is_followed(tmp_path):
@@ -139,6 +141,8 @@ def test_a_file_may_say_how_pulses_vary(tmp_path):
         (CURVE.replace("0.2", "-0.2"), r"a step or a spread is below 0"),
         ("g_uS,up_uS,down_uS\n1e-6,1e-7,1e-7\n2e-5,1e-7,1e-7\n", r"looks like siemens"),
         ("g_uS,up_uS,down_uS\n1,2,3\n", r"at least two lines"),
+        ("g_uS,up_uS,down_uS\n-1,2,3\n4,2,3\n", r"g_uS is -1; a conductance is not below 0"),
+        ("g_uS,up_uS,down_uS\n1,2e-7,2e-7\n9,2e-7,2e-7\n", r"largest step is 2e-07 uS in a ran"),
     ],
 )
 def test_a_curve_that_is_none_is_refused(tmp_path, text, message):

@@ -122,6 +122,10 @@ def test_recordings_of_an_instrument_are_traces(tmp_path):
         (["a,0,1,"], HEAD, "has no read"),
         ([], HEAD, "has no read"),
         (["a,0,1,-5"], "device,pulse_index,polarity,r_ohm", "line 2: r_ohm is -5; a resistance"),
+        (["a,0,2", "a,1,2,7"], "device,pulses,g_uS", "line 3: has more fields than the 3 named"),
+        (["a,0,2,3"], "device,pulses,g_uS,pulses", "more than one column pulses; keep one"),
+        (["a,10000000,2"], "device,pulses,g_uS", "line 2: 10000000 pulses from one read"),
+        (["a,0,2,0", "a,1,3,1", "a,1,3,1"], "device,pulses,g_uS,t", "line 4: repeats the row bef"),
         (
             ["a,0,1,2,0", "a,1,1,2,5", "a,2,1,2,4"],
             HEAD + ",t",

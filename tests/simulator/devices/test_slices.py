@@ -171,6 +171,9 @@ def test_a_counter_goes_round_all_pairs():
     ("make", "message"),
     [
         (lambda: Many(4, increment=6), r"increment=6 the counter leaves some pairs out"),
+        (lambda: Many(0), r"Many\(0\): give a whole number of pairs, at least 1"),
+        (lambda: Pair(full=0.2, empty=0.5), r"empty is below full"),
+        (lambda: Sliced((8, 1), full=-1.0), r"full=-1.0\): a share of a slice's range"),
         (lambda: Sliced((1, 8)), r"\(1, 8\)\): significances are whole numbers that fall to 1"),
         (lambda: Sliced((12, 8, 1)), r"each a multiple of the next"),
         (lambda: Sliced(()), r"significances are whole numbers"),

@@ -40,6 +40,19 @@ def test_a_converter_is_a_grid_that_is_odd_and_exact_at_its_bounds():
     np.testing.assert_array_equal(convert(jnp.array([0.125, 0.375])), [0.0, 0.5])  # half to even
     slope = jax.vmap(jax.grad(convert))(jnp.array([0.3, 5.0]))
     np.testing.assert_array_equal(slope, [1, 0])
+    at_bounds = jax.vmap(jax.grad(convert))(jnp.array([2.0, -2.0]))
+    np.testing.assert_array_equal(at_bounds, 1)
+    for settings in ({"levels": 0}, {"levels": 3}, {"bound": -1.0}):
+        with pytest.raises(ValueError, match=r"an even number of levels, so that 0 is on the gri"):
+            Converter(**settings)
+
+
+def test_the_derivative_is_that_of_the_product_at_the_largest_inputs_too():
+    """Spikes are all of the largest size, on the bound of the DAC."""
+    tile = Tile(EXACT)
+    held, spikes = program(tile, W, key()), (X > 0).astype(jnp.float32)
+    pulled = jax.grad(lambda x: matmul(tile, held, x, None, 0.0).sum())(spikes)
+    np.testing.assert_allclose(pulled, jnp.broadcast_to(W.sum(1), X.shape), rtol=1e-4, atol=1e-4)
 
 
 def test_a_tile_without_errors_is_a_matrix_product():
@@ -133,3 +146,10 @@ def test_what_is_refused():
         program(Tile(set_pcm()), W, key())
     with pytest.raises(ValueError, match=r"weights of shape \(3,\); a tile holds a matrix"):
         program(PLAIN, jnp.ones(3), key())
+    with pytest.raises(ValueError, match=r"2 weights are NaN; a cell cannot hold that"):
+        program(PLAIN, W.at[3, :2].set(jnp.nan), key())
+    with pytest.raises(ValueError, match=r"output_noise is -1.0 and ir_drop 0.0; give 0 or more"):
+        program(Tile(EXACT, output_noise=-1.0), W, key())
+    held = program(PLAIN, W, key())
+    with pytest.raises(ValueError, match=r"inputs of shape \(7, 5\) for a tile of 40 lines"):
+        matmul(PLAIN, held, X[:, :5], None, 0.0)

@@ -23,6 +23,7 @@ TITLES = {
     "programming": "Error of programming",
     "curve": "Pulses up, then down",
     "steps": "Step of a pulse against where the cell is",
+    "kept": "Reads long after the pulses up",
     "product": "Error of a matrix product over time",
 }
 TEXT = (
@@ -90,7 +91,8 @@ def measure(settings: Settings, seed: int, case: Mapping[str, Any]) -> dict[str,
         return _reads(device, float(case["target_uS"]), float(case["time_s"]), settings.cells, own)
     if case["shows"] == "product":
         return _product(settings, device, float(case["time_s"]), key)
-    return _pulses(device, settings.pulses, key)
+    later = [float(t) for t in settings.times if 0 < t <= device.until]
+    return _pulses(device, settings.pulses, later, key)
 
 
 def _reads(device: Device, target: float, t: float, cells: int, key: Any) -> dict[str, Any]:
@@ -120,11 +122,14 @@ def _product(settings: Settings, device: Device, t: float, key: Any) -> dict[str
     }
 
 
-def _pulses(device: Device, pulses: int, key: Any) -> dict[str, Any]:
-    """Each cell gets `pulses` up, then as many down, or one RESET where that is the only way."""
+def _pulses(device: Device, pulses: int, later: list[float], key: Any) -> dict[str, Any]:
+    """Each cell gets `pulses` up, then as many down, or one RESET where that is the only way.
+
+    `kept` has time, mean and spread of what is read after the pulses up, were there none down.
+    """
     assert device.pulse is not None
     give, cells = device.pulse, 2000
-    for_cells, for_pulses = jax.random.split(jax.random.fold_in(key, 1))
+    for_cells, for_pulses, for_reads = jax.random.split(jax.random.fold_in(key, 1), 3)
     state = device.init((cells,), for_cells, 0.0)
     down = 1 if device.resets else pulses
     signs = jnp.repeat(jnp.array([1, -1]), jnp.array([pulses, down]))
@@ -135,8 +140,11 @@ def _pulses(device: Device, pulses: int, key: Any) -> dict[str, Any]:
         return state, device.read(state, None, 0.0)
 
     start = device.read(state, None, 0.0)
-    g = jax.lax.scan(one, state, jnp.arange(len(signs)))[1]
-    g = np.concatenate([np.asarray(start)[None], np.asarray(g)]).astype(float)
+    state, rising = jax.lax.scan(one, state, jnp.arange(pulses))
+    reads = [device.read(state, jax.random.fold_in(for_reads, i), t) for i, t in enumerate(later)]
+    falling = jax.lax.scan(one, state, jnp.arange(pulses, len(signs)))[1]
+    parts = (np.asarray(start)[None], np.asarray(rising), np.asarray(falling))
+    g = np.concatenate(parts).astype(float)
     low, high = np.percentile(g, (16, 84), axis=1)
     ups = _steps(g[:pulses], np.diff(g[: pulses + 1], axis=0))
     downs = _steps(g[pulses:-1], np.diff(g[pulses:], axis=0)) if not device.resets else []
@@ -146,6 +154,7 @@ def _pulses(device: Device, pulses: int, key: Any) -> dict[str, Any]:
         "high": high.tolist(),
         "up": ups,
         "down": downs,
+        "kept": [[t, float(r.mean()), float(r.std())] for t, r in zip(later, reads, strict=True)],
     }
 
 
@@ -173,6 +182,9 @@ def pictures(settings: Settings, rows: Sequence[Mapping[str, Any]]) -> "dict[str
     for row in rows:
         if row["shows"] == "pulses":
             drawn |= {"curve": _curve(row, unit), "steps": _step_picture(row, unit)}
+            means = [mean for _, mean, _ in row["kept"]]
+            if means and max(means) - min(means) > 1e-6 * max(map(abs, means)):  # else all stays
+                drawn["kept"] = _kept(row, unit)
     products = [row for row in rows if row["shows"] == "product"]
     if products:
         drawn["product"] = _product_picture(products)
@@ -222,6 +234,16 @@ def _curve(row: Mapping[str, Any], unit: str) -> "Axes":
     ax.fill_between(pulses, row["low"], row["high"], alpha=0.3, label="68 % of the cells")
     ax.set(xlabel="pulse", ylabel=("conductance" if unit else "weight") + unit)
     ax.legend(frameon=False)
+    return ax
+
+
+def _kept(row: Mapping[str, Any], unit: str) -> "Axes":
+    from .. import plots
+
+    ax = plots.new_axes()
+    ax.errorbar(*zip(*row["kept"], strict=True), fmt="o-", ms=3, capsize=2)
+    ax.set(xscale="log", xlabel="time since the last pulse [s]")
+    ax.set(ylabel=("conductance" if unit else "weight") + unit)
     return ax
 
 

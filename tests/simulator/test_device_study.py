@@ -55,7 +55,13 @@ def test_cells_that_take_pulses_show_their_curves(name):
     assert row["mean"][12] > row["mean"][-1]
     assert (row["down"] == []) == resets
     assert all(a <= b <= c for a, b, c in zip(row["low"], row["mean"], row["high"], strict=True))
-    assert set(study.pictures(settings, rows)) == {"curve", "steps"}
+    # after the last pulse a SET cell loses (t / 38.6 s + 1)^-0.04, an ECRAM nothing
+    times, means, _ = np.array(row["kept"]).T
+    decay = (1 + times / 38.6) ** (-0.04 * resets)
+    error = 4 * 0.5 / np.sqrt(2000)  # a read is off by 0.5 uS at most
+    np.testing.assert_allclose(means, row["mean"][12] * decay, atol=error * resets, rtol=1e-6)
+    drawn = {"curve", "steps", "kept"} if resets else {"curve", "steps"}
+    assert set(study.pictures(settings, rows)) == drawn
 
 
 def test_the_command(tmp_path, monkeypatch, capsys):

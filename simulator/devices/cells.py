@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int
 
 from .device import Device, Key
@@ -349,9 +350,15 @@ def approach(
         key: for all pulses.
         step: of a pulse, in the unit of the target.
     """
-    for i in range(_ROUNDS):  # no loop of XLA's: an instrument's calls cannot be traced
+
+    def once(i: int | Array, state: Any) -> Any:
         counts = jnp.round((target - read(state)) / step).astype(jnp.int32)
-        state = pulse(state, counts, jax.random.fold_in(key, i))
+        return pulse(state, counts, jax.random.fold_in(key, i))
+
+    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(state)):
+        return jax.lax.fori_loop(0, _ROUNDS, once, state)  # a third of the program to compile
+    for i in range(_ROUNDS):  # an instrument's calls cannot be traced
+        state = once(i, state)
     return state
 
 

@@ -212,7 +212,7 @@ def pictures(settings: Settings, rows: Sequence[Mapping[str, Any]]) -> "dict[str
                 places + 0.4 * i - 0.2, mean, 0.4, yerr=np.abs(spread - mean), capsize=2,
                 color=plots.COLOURS[i], label=f"{group} inputs",
             )  # fmt: skip
-        labels = [f"{r['synapse']}\nU={r['use']:g}, {r['theta']:g}" for r in learnt]
+        labels = [f"{r['synapse']}\nU={r['use']:g}, theta={r['theta']:g}" for r in learnt]
         ax.set_xticks(places, labels, fontsize=7, rotation=30)
         ax.set(ylabel="mean weight", ylim=(0, 1.05))
         ax.legend(frameon=False, fontsize=8)
@@ -226,7 +226,7 @@ def pictures(settings: Settings, rows: Sequence[Mapping[str, Any]]) -> "dict[str
                 [r["spread"] for r in own], fmt="o-", capsize=3, color=plots.COLOURS[i],
                 label=synapse,
             )  # fmt: skip
-        ax.set(xlabel="correlation", ylabel="area under the curve", xscale="log")
+        ax.set(xlabel="correlation", ylabel="area under the curve")
         ax.legend(frameon=False)
     return drawn
 

@@ -124,8 +124,9 @@ def test_it_is_memristive_with_the_cells_behind_calls():
     np.testing.assert_array_equal(read["b"], PARAMS["b"] + 4)
     assert losses(state)["w"] == losses(twin)["w"]
     assert losses(state)["b"]["writes"] == 10
-    at_first = 50 + 25 + 12 + 100 + 100  # |w| / step
-    assert instrument.pulses.sum() == at_first + losses(state)["w"]["pulses"]
+    at_first = 50 + 25 + 100 + 100  # |w| / step
+    middle = instrument.pulses.sum() - at_first - losses(state)["w"]["pulses"]
+    assert middle in (12, 13)  # of 0.125, half a step beside both
 
 
 def test_an_update_is_finished_after_the_bench_was_lost(proxy_to):

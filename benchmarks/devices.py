@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 from peers.devices_workload import CASES, SCALES, Sizes
 from peers.process import Process
-from peers.results import spread, table, write_section
+from peers.results import spread, table, writable, write_section
 from snn_training import machine
 
 HERE = Path(__file__).resolve().parent
@@ -191,12 +191,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the benchmark; 1 if an installed library failed, 2 for bad input."""
     args = parse(argv)
-    if args.write:
-        try:
-            write_section(args.write, SECTION, None)  # before minutes of timing
-        except (OSError, ValueError) as error:
-            print(f"--write {args.write}: {error}", file=sys.stderr)
-            return 2
+    if not writable(args.write, SECTION):  # before minutes of timing
+        return 2
     pythons = {"spikebit": sys.executable, "aihwkit": args.aihwkit_python}
     load, rows = os.getloadavg()[0], []
     for case in args.only or CASES:

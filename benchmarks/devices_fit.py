@@ -20,7 +20,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from peers.results import table, write_section
+from peers.results import table, writable, write_section
 from snn_training import machine
 
 from spikebit.simulator.devices import Variation, pulsed
@@ -167,12 +167,14 @@ def report(rows, times, load):
 
 
 def main():
-    """Runs it."""
+    """Runs it; 2 for a file that cannot be written."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--seeds", type=int, default=5, help="of traces (5)")
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
     parser.add_argument("--write", type=Path, metavar="FILE", help="replace the section in FILE")
     args = parser.parse_args()
+    if not writable(args.write, SECTION):  # before minutes of fits
+        return 2
     load = os.getloadavg()[0]
     times = [command(seed) for seed in range(min(3, args.seeds))]
     rows = []
@@ -189,7 +191,8 @@ def main():
         print(body)
     if args.write:
         write_section(args.write, SECTION, body)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

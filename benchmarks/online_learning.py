@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from peers import gradients, long_runs, plasticity
-from peers.results import table, write_section
+from peers.results import table, writable, write_section
 from peers.rounds import Times, in_turns
 from snn_training import cores, machine
 
@@ -304,12 +304,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None, sizes: Sizes | None = None) -> int:
     """Runs the benchmark; 2 for a file that cannot be written."""
     args = parse(argv)
-    if args.write:
-        try:
-            write_section(args.write, SECTION, None)  # before minutes of timing
-        except (OSError, ValueError) as error:
-            print(f"--write {args.write}: {error}", file=sys.stderr)
-            return 2
+    if not writable(args.write, SECTION):  # before minutes of timing
+        return 2
     sizes = sizes or (QUICK if args.quick else Sizes())
     sizes = sizes if args.rounds is None else sizes._replace(rounds=args.rounds)
     keep_memory()  # has an effect only before anything large is allocated

@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
-from peers.results import spread, table, write_section
+from peers.results import spread, table, writable, write_section
 from snn_training import machine
 
 from spikebit.quant import quantize
@@ -277,12 +277,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the benchmark; 2 for bad input."""
     args = parse(argv)
-    if args.write:
-        try:
-            write_section(args.write, SECTION, None)  # before minutes of timing
-        except (OSError, ValueError) as error:
-            print(f"--write {args.write}: {error}", file=sys.stderr)
-            return 2
+    if not writable(args.write, SECTION):  # before minutes of timing
+        return 2
     samples, equal = measure(args.rounds, lambda line: print(line, file=sys.stderr, flush=True))
     body = report(samples, equal, args.rounds)
     if args.json:

@@ -27,6 +27,7 @@ from peers.results import (
     name_of,
     ratio,
     summary_table,
+    writable,
     write_section,
 )
 
@@ -188,12 +189,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the benchmark; 1 if an installed library failed or its gradients, 2 for bad input."""
     args = parse(argv)
-    if args.write:
-        try:
-            write_section(args.write, SECTION, None)  # before minutes of timing
-        except (OSError, ValueError) as error:
-            print(f"--write {args.write}: {error}", file=sys.stderr)
-            return 2
+    if not writable(args.write, SECTION):  # before minutes of timing
+        return 2
     env = KEEP_MEMORY if args.keep_memory else {}
     counts = [cores()] if args.quick or cores() == 1 else [cores(), 1]
     results = {}

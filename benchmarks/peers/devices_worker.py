@@ -8,10 +8,10 @@ line that it reads, until the input ends.
 import contextlib
 import importlib
 import importlib.metadata
-import json
-import os
 import sys
 import time
+
+from answering import answering
 
 MIN_SECONDS = 0.2
 
@@ -27,15 +27,8 @@ def measure(call) -> dict:
 
 
 def main(library: str, case: str, variant: str) -> None:
-    """Answers on the real standard output; whatever the library prints goes to standard error."""
-    if hasattr(os, "sched_setaffinity"):  # before any library starts its threads
-        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-1:])
-    answers = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)
-
-    def answer(value: dict) -> None:
-        answers.write(json.dumps(value) + "\n")
-
+    """Builds what is timed, says when it is ready, and times it once for each line."""
+    answer = answering(1)
     from devices_workload import Sizes
 
     try:

@@ -4,6 +4,7 @@ What belongs here: plain functions of samples and text; no library, no process, 
 """
 
 import statistics
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -154,6 +155,17 @@ def write_section(path: Path, name: str, body: str | None) -> None:
         new.unlink()
     else:
         new.replace(path)
+
+
+def writable(path: Path | None, name: str) -> bool:
+    """Whether `write_section` will do, or nothing is to be written; else says why not."""
+    try:
+        if path is not None:
+            write_section(path, name, None)
+    except (OSError, ValueError) as error:
+        print(f"--write {path}: {error}", file=sys.stderr)
+        return False
+    return True
 
 
 def as_json(row: Row) -> dict[str, Any]:

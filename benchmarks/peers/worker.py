@@ -8,13 +8,12 @@ each line that it reads, until the input ends.
 import contextlib
 import importlib
 import importlib.metadata
-import json
-import os
 import sys
 import time
 
 import numpy as np
 import workload
+from answering import answering
 
 MIN_SECONDS = 0.2
 TOLERANCE = 1e-3  # what the order of a sum over threads may change
@@ -57,15 +56,8 @@ def measure(side, checked: dict) -> dict:
 
 
 def main(library: str, network: str, variant: str, cores: str) -> None:
-    """Answers on the real standard output; whatever the library prints goes to standard error."""
-    if hasattr(os, "sched_setaffinity"):  # before any library starts its threads
-        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-int(cores) :])
-    answers = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)
-
-    def answer(value: dict) -> None:
-        answers.write(json.dumps(value) + "\n")
-
+    """Builds what is timed, says when it is ready, and times it once for each line."""
+    answer = answering(int(cores))
     try:
         peer = importlib.import_module(f"{library}_side")
     except ImportError as error:

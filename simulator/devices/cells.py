@@ -6,6 +6,7 @@ count alike are in `slices.py`, those that share a reference in `reference_colum
 live between two steps of a training is `memory.py`'s.
 """
 
+import abc
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -65,25 +66,29 @@ class Arrangement(Protocol):
 
 
 @dataclass(frozen=True)
-class Alike:
+class Alike(abc.ABC):
     """What arrangements share whose state is that of the device, arrays (*weights, cells)."""
 
     @property
+    @abc.abstractmethod
     def cells(self) -> int:
         """Cells a weight."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def span(self, device: Device) -> float:
         """The largest |w| that can be held [uS]."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def decode(self, g: Conductances) -> Weights:
         """The weights of conductances."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def targets(self, device: Device, w: Weights) -> Conductances:
         """The conductances that weights are written as."""
-        raise NotImplementedError
+
+    @abc.abstractmethod
+    def pulse(self, device: Device, state: Any, counts: Counts, key: Key, t: Any) -> Pulsed:
+        """Moves weights by that many pulses."""
 
     def init(self, device: Device, shape: tuple[int, ...], key: Key, t: Any) -> Any:
         """New cells for weights of a shape."""
@@ -108,10 +113,6 @@ class Alike:
     def start(self, device: Device, state: Any, w: Weights, key: Key, t: Any) -> Any:
         """Brings new cells to weights near w."""
         return start(self, device, state, w, key, t)
-
-    def pulse(self, device: Device, state: Any, counts: Counts, key: Key, t: Any) -> Pulsed:
-        """Moves weights by that many pulses."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """One neuron that learns by fatiguing STDP, and how what it learned is compared; no study itself.
 
-The simulation is `kernels.stdp_events`; where its inputs come from is the studies'.
+The simulation is `kernels.stdp_events`; other inputs than two groups are the studies' own.
 """
 
 import math
@@ -14,7 +14,8 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from ...kernels.stdp_events import Events, EventSettings, event_state, stdp_events
-from ..experiment import STRICT, Positive
+from ..correlated import Group, correlated_poisson
+from ..experiment import STRICT, Count, NotNegative, Positive
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Use = Annotated[float, Field(ge=0, lt=1)]  # U; with 1 a synapse that fired once would be silent
@@ -31,6 +32,28 @@ class Synapses:
     tau_membrane: Positive = 0.01
     tau_fatigue: Positive = 0.2
     start: Share = 0.5  # W at the start
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class TwoGroups(Synapses):
+    """Slow inputs with a common source, and fast independent ones."""
+
+    correlated: Count = 20
+    slow_rate: Positive = 5.0  # [Hz]
+    correlation: Share = 0.4
+    jitter: NotNegative = 3e-3  # [s]
+    fast: Count = 40
+    fast_rate: Positive = 50.0  # [Hz]
+    duration: Annotated[float, Field(ge=DT)] = 300.0  # [s]
+
+    def events(self, seed: int, run: int, correlation: float | None = None) -> Events:
+        """Spikes of one run, the slow inputs first; with another correlation where it is given."""
+        c = self.correlation if correlation is None else correlation
+        groups = (
+            Group(self.correlated, self.slow_rate, c, self.jitter),
+            Group(self.fast, self.fast_rate),
+        )
+        return correlated_poisson(np.random.default_rng([seed, run]), groups, self.duration, DT)
 
 
 def learn(

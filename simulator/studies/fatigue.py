@@ -11,9 +11,8 @@ import numpy as np
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from ..correlated import Group, correlated_poisson
-from ..experiment import STRICT, Count, NotNegative, Positive
-from ._plastic_neuron import DT, Share, Synapses, Use, learn, matched, summarised
+from ..experiment import STRICT, Count, Positive
+from ._plastic_neuron import TwoGroups, Use, learn, matched, summarised
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -33,7 +32,7 @@ TEXT = (
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
-class Settings(Synapses):
+class Settings(TwoGroups):
     """Every use at each of its thresholds: pairs [U, theta]; U = 0 is plain STDP."""
 
     points: Annotated[tuple[tuple[Use, Positive], ...], Field(min_length=1)] = (
@@ -41,13 +40,6 @@ class Settings(Synapses):
         *((0.5, theta) for theta in (0.5, 1.0, 2.0, 4.0)),
         (0.8, 1.0),
     )
-    correlated: Count = 20
-    slow_rate: Positive = 5.0  # [Hz]
-    correlation: Share = 0.4
-    jitter: NotNegative = 3e-3  # [s]
-    fast: Count = 40
-    fast_rate: Positive = 50.0  # [Hz]
-    duration: Annotated[float, Field(ge=DT)] = 300.0  # [s]
     seeds: Count = 8
 
 
@@ -65,13 +57,9 @@ def measure(settings: Settings, seed: int, case: Mapping[str, Any]) -> dict[str,
 
     `rate` [Hz] is that of the last third.
     """
-    groups = (
-        Group(settings.correlated, settings.slow_rate, case["correlation"], settings.jitter),
-        Group(settings.fast, settings.fast_rate),
-    )
     slow, fast, rates = [], [], []
     for i in range(settings.seeds):
-        events = correlated_poisson(np.random.default_rng([seed, i]), groups, settings.duration, DT)
+        events = settings.events(seed, i, case["correlation"])
         inputs = settings.correlated + settings.fast
         w, rate = learn(settings, case["use"], case["theta"], events, inputs)
         slow.append(float(w[: settings.correlated].mean()))

@@ -19,10 +19,9 @@ from pydantic.dataclasses import dataclass
 from ...learning_rules.fatigue import FatiguingSTDP
 from ...learning_rules.stdp import PairSTDP, bounded_update
 from ...quant.memory import WeightMemory, float32
-from ..correlated import Group, correlated_poisson
 from ..devices import Device, by_name, memristive
-from ..experiment import STRICT, Count, NotNegative, Positive
-from ._plastic_neuron import DT, Share, Synapses, Use, summarised
+from ..experiment import STRICT, Count, Positive
+from ._plastic_neuron import DT, Share, TwoGroups, Use, summarised
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -45,17 +44,10 @@ TEXT = (
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
-class Settings(Synapses):
+class Settings(TwoGroups):
     """The neuron at each of its points [U, theta], and the array at each correlation."""
 
     points: tuple[tuple[Use, Positive], ...] = ((0.0, 8.0), (0.0, 12.0), (0.5, 1.0), (0.5, 2.0))
-    correlated: Count = 20
-    slow_rate: Positive = 5.0  # [Hz]
-    correlation: Share = 0.4
-    jitter: NotNegative = 3e-3  # [s]
-    fast: Count = 40
-    fast_rate: Positive = 50.0  # [Hz]
-    duration: Annotated[float, Field(ge=DT)] = 300.0  # [s]
     seeds: Count = 4
     detected: tuple[Share, ...] = (0.05, 0.1, 0.3)  # correlation of any two processes
     processes: Count = 1000
@@ -109,14 +101,10 @@ def learn(
     settings: Settings, memory: WeightMemory, use: float, theta: float, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Weights (seeds, inputs) at the end, and the output rates in the last third [Hz]."""
-    groups = (
-        Group(settings.correlated, settings.slow_rate, settings.correlation, settings.jitter),
-        Group(settings.fast, settings.fast_rate),
-    )
     steps = round(settings.duration / DT)
     rasters = np.zeros((settings.seeds, steps, settings.correlated + settings.fast), bool)
     for i, raster in enumerate(rasters):
-        events = correlated_poisson(np.random.default_rng([seed, i]), groups, settings.duration, DT)
+        events = settings.events(seed, i)
         first = np.asarray(events.first)
         raster[np.repeat(np.arange(steps), np.diff(first)), events.inputs[: first[-1]]] = True
     pair = PairSTDP(

@@ -105,15 +105,15 @@ def test_reads_that_are_missing_are_as_if_pulses_came_together():
 
 def test_gradient_and_information():
     """Gradients by finite differences; the information is the mean of their products."""
-    g = drawn(3)
-    scored = scores(sets(CELL), trace_of(g))
+    broken = trace_of(drawn(3), fresh=(5,))
+    scored = scores(sets(CELL), broken)
     np.testing.assert_allclose(
-        scored.log_likelihood, log_likelihood(sets(CELL), trace_of(g)), rtol=1e-12
+        scored.log_likelihood, log_likelihood(sets(CELL), broken), rtol=1e-12
     )
     for k, name in enumerate(SoftBounds._fields):
         size = 1e-5 * abs(CELL[k])
         ends = [CELL._replace(**{name: CELL[k] + s * size}) for s in (1, -1)]
-        up, down = np.asarray(log_likelihood(sets(*ends), trace_of(g)))[:, 0]
+        up, down = np.asarray(log_likelihood(sets(*ends), broken))[:, 0]
         assert float(scored.gradient[k, 0, 0]) == pytest.approx((up - down) / (2 * size), rel=1e-5)
     many = np.stack([drawn(seed) for seed in range(2000)], 1)
     wide = trace_of(many[:, 0])

@@ -1,4 +1,4 @@
-"""The cases that every kernel of a low-bit product is tried on, with the exact answer (numpy only)."""
+"""The cases that every kernel of a low-bit product is tried on, with the exact answer."""
 
 from typing import NamedTuple
 

@@ -16,15 +16,10 @@ from .devices import (
     memristive,
     tiki_taka,
 )
+from .devices.cells import Arrangement
 from .experiment import Memory
 
-ARRANGEMENTS = {
-    "single": Single(),
-    "pair": Pair(),
-    "many": Many(4),
-    "sliced": Sliced((8, 1)),
-    "reference_column": ReferenceColumn(),
-}
+_ALONE = {"single": Single(), "pair": Pair(), "reference_column": ReferenceColumn()}
 
 
 def make_memory(settings: Memory) -> quant.WeightMemory:
@@ -73,8 +68,8 @@ def _make_devices(name: str, settings: Memory) -> quant.WeightMemory:
         device = by_name(name)
     except ValueError as error:
         raise ValueError(f"memory.device: {error}") from None
-    cells = None if settings.cells is None else ARRANGEMENTS[settings.cells]
     try:
+        cells = _arrangement(settings)
         memory = memristive(device, cells, writing=settings.writing, dt=settings.step_seconds)
     except ValueError as error:
         raise ValueError(f"memory.cells, memory.writing: {error}") from None
@@ -84,3 +79,11 @@ def _make_devices(name: str, settings: Memory) -> quant.WeightMemory:
         return tiki_taka(memory, device, settings.transfer)
     except ValueError as error:
         raise ValueError(f"memory.transfer: {error}") from None
+
+
+def _arrangement(settings: Memory) -> Arrangement | None:
+    if settings.cells == "many":
+        return Many(settings.pairs or 4)
+    if settings.cells == "sliced":
+        return Sliced(settings.significances or (8, 1))
+    return None if settings.cells is None else _ALONE[settings.cells]

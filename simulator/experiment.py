@@ -187,8 +187,10 @@ class Memory:
     compensation: str | None = None  # format of what rounding left over, for the next update
     rounding: Literal["nearest_even", "stochastic"] = "nearest_even"
     device: str | None = None  # a name of `devices.DEVICES` or a device file, in place of a format
-    #: what cells make a weight; "many" are four pairs, "sliced" two of significance 8 and 1
     cells: Literal["single", "pair", "many", "sliced", "reference_column"] | None = None
+    pairs: Count | None = None  # that make a weight of "many"; None: 4
+    #: of "sliced": whole numbers that fall to 1, each a multiple of the next; None: 8 and 1
+    significances: Annotated[tuple[Count, ...], Field(min_length=1)] | None = None
     writing: Literal["program", "pulses", "mixed_precision"] | None = None  # None: as fits
     transfer: Literal["plain", "chopped", "agad"] | None = None  # Tiki-Taka: sums in cells first
     step_seconds: Annotated[float, Field(gt=0)] = 1.0  # from one update to the next, for devices
@@ -292,6 +294,9 @@ def _check_device(memory: Memory) -> None:
         raise ValueError(
             "memory.cells, writing, transfer and step_seconds need memory.device, the name"
         )
+    for name, cells in (("pairs", "many"), ("significances", "sliced")):
+        if getattr(memory, name) is not None and memory.cells != cells:
+            raise ValueError(f'memory.{name} is for memory.cells = "{cells}"; leave it out')
     for one, other in (("noise", "noise_device"), ("clip", "clip_stds")):
         if {one, other} <= set(memory.hardware_aware()):
             raise ValueError(f"memory.{one} and memory.{other} are two ways to say it: give one")
@@ -365,6 +370,8 @@ def resolve(experiment: Experiment) -> Experiment:
             transfer=memory.transfer,
             step_seconds=memory.step_seconds,
             cells=memory.cells,
+            pairs=memory.pairs,
+            significances=memory.significances,
             **memory.hardware_aware(),
         )
     return dataclasses.replace(experiment, data=data, rule=rule, memory=memory)

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree, UInt32
 from ...quant.memory import COUNTS, WeightMemory, add_counts, count
 from .cells import Arrangement, usual
 from .device import Device
+from .presets import by_name
 from .pulse_numbers import rounded
 
 Writing = Literal["program", "pulses", "mixed_precision"]
@@ -33,7 +34,7 @@ class DeviceWeights(NamedTuple):
 
 
 def memristive(
-    device: Device,
+    device: Device | str,
     cells: Arrangement | None = None,
     *,
     writing: Writing | None = None,
@@ -63,7 +64,7 @@ def memristive(
     range.
 
     Args:
-        device: the kind of cells.
+        device: the kind of cells, or its name in `DEVICES` or the path of a device file.
         cells: how they make a weight; None: `Single` for cells of both signs, else `Pair`.
         writing: see above; None: "mixed_precision" for a device with pulses, else "program".
         granularity: change that counts as one step [uS]; None: that of the device's pulse, or a
@@ -75,12 +76,15 @@ def memristive(
             stays in the sum of "mixed_precision".
 
     Raises:
-        ValueError: a way of writing that the device has not, or a setting out of range.
+        ValueError: a way of writing that the device has not, a setting out of range, or an unknown
+            name.
 
     References:
         Nandakumar et al., Mixed-precision deep learning based on computational memory,
         arXiv:2001.11773.
     """
+    if isinstance(device, str):
+        device = by_name(device)
     who = f"memristive({device.name})"
     layout = cells or usual(device.g_min)
     if writing is None:

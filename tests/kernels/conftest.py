@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-collect_ignore_glob = ["triton_*.py", "low_bit_cases.py"]  # scripts, which import each other as such
+# scripts, which import each other as such, and what they share
+collect_ignore_glob = ["triton_*.py", "low_bit_cases.py"]
 
 
 @pytest.fixture

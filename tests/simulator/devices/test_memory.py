@@ -210,6 +210,9 @@ def test_an_experiment_names_its_device():
     assert float(state.t) == 0.5
     with pytest.raises(ValueError, match=r"memory.device: 'memristor' is no device; known are pcm"):
         make_memory(Memory(device="memristor"))
+    assert memristive("pcm").init(PARAMS, key()).cells["b"].g.shape == (2, 2)
+    with pytest.raises(ValueError, match=r"^'memristor' is no device"):
+        memristive("memristor")
     with pytest.raises(ValueError, match=r"memory.writing: .* cannot do writing='pulses'"):
         make_memory(Memory(device="pcm", writing="pulses"))
     with pytest.raises(
@@ -220,6 +223,17 @@ def test_an_experiment_names_its_device():
         make_memory(Memory(device="pcm", cells="single"))
     many = make_memory(Memory(device="pcm", cells="many"))
     assert many.init(PARAMS, key()).cells["b"].cells.g.shape == (2, 8)
+    two = make_memory(Memory(device="pcm", cells="many", pairs=2))
+    assert two.init(PARAMS, key()).cells["b"].cells.g.shape == (2, 4)
+    sliced = make_memory(Memory(device="pcm", cells="sliced", significances=(16, 4, 1)))
+    assert len(sliced.init(PARAMS, key()).cells["b"]) == 3
+    with pytest.raises(ValueError, match=r"memory.cells, .*Sliced\(\(3, 2\)\)"):
+        make_memory(Memory(device="pcm", cells="sliced", significances=(3, 2)))
+    for wrong in ({"pairs": 2}, {"significances": (4, 1), "cells": "many"}):
+        with pytest.raises(ValueError, match=r"memory.(pairs|significances) is for memory.cells ="):
+            Experiment(memory=Memory(device="pcm", **wrong))
+    kept = Memory(device="pcm", cells="many", pairs=2)
+    assert resolve(Experiment(memory=kept)).memory == kept
     chopped = make_memory(Memory(device="ecram", transfer="chopped"))
     assert chopped.init(PARAMS, key()).gradients[1].mean.shape == (2, 2)
     with pytest.raises(

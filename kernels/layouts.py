@@ -15,7 +15,7 @@ from jaxtyping import Array, Float32
 
 from .matrix import QuantizedMatrix
 
-_HOMES = {"vnni": "layouts_cpu", "lanes": "layouts_cpu", "planes": "layouts_gpu"}
+_HOMES = {"vnni": "layouts_cpu", "planes": "layouts_gpu", "rows": "layouts_rows"}
 
 
 @functools.partial(
@@ -61,8 +61,7 @@ def pack(w: QuantizedMatrix, layout: str | None = None) -> PackedMatrix:
 
     Args:
         w: made by `quantized_matrix`.
-        layout: vnni (integer products on CPUs), lanes (tables and float products on CPUs) or
-            planes (GPUs); None: that of the default backend.
+        layout: vnni (CPUs) or planes (GPUs); None: that of the default backend.
 
     Raises:
         ValueError: an unknown layout, or one that has no place for codes of so many bits.

@@ -9,9 +9,9 @@ there and back.
 import dataclasses
 import functools
 import importlib
+from typing import Any
 
 import jax
-from jaxtyping import Array, Float32
 
 from .matrix import QuantizedMatrix
 
@@ -27,20 +27,22 @@ _HOMES = {"vnni": "layouts_cpu", "planes": "layouts_gpu", "rows": "layouts_rows"
 class PackedMatrix:
     """A quantized matrix with its codes packed for a kernel; made by `pack`.
 
+    A pytree, also of what stands for its arrays in `vmap`, `grad` and their like.
+
     Attributes:
         words: one array or, for 3 bits, two (of 2 bits and of 1 bit a code).
-        scale: as in `QuantizedMatrix`.
-        zero: as in `QuantizedMatrix`.
-        table: as in `QuantizedMatrix`.
+        scale: float32 (groups, n), as in `QuantizedMatrix`.
+        zero: float32 (groups, n) or None.
+        table: float32 (2**bits,) or None.
         bits: of a code.
         layout: its name.
         shape: (k, n) of the matrix.
     """
 
-    words: tuple[Array, ...]
-    scale: Float32[Array, "groups n"]
-    zero: Float32[Array, "groups n"] | None
-    table: Float32[Array, " codes"] | None
+    words: tuple[Any, ...]
+    scale: Any
+    zero: Any
+    table: Any
     bits: int
     layout: str
     shape: tuple[int, int]

@@ -8,13 +8,14 @@ format, and how codes are found, belongs to `quant`.
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float32, UInt8
+from jaxtyping import Array, Float32
 
 BITS = (2, 3, 4, 8)
 
@@ -28,22 +29,22 @@ BITS = (2, 3, 4, 8)
 class QuantizedMatrix:
     r"""Weights (k, n) as codes: $W_{kn} = (q_{kn} - z_{gn}) s_{gn}$, or $T[q_{kn}] s_{gn}$.
 
-    Row k belongs to the group g = k // (k_total / groups). A pytree of arrays; made by
-    `quantized_matrix`, which checks it.
+    Row k belongs to the group g = k // (k_total / groups). Made by `quantized_matrix`, which checks
+    it. A pytree, also of what stands for its arrays in `vmap`, `grad` and their like.
 
     Attributes:
-        codes: one code a weight, 0 to 2**bits - 1.
-        scale: one number a group and column; a single group is one scale a column.
-        zero: the code (not necessarily an integer) that stands for 0; None: 2**(bits - 1), or a
-            table.
-        table: what each code stands for, 2**bits numbers; None: the code itself.
+        codes: uint8 (k, n), one code a weight, 0 to 2**bits - 1.
+        scale: float32 (groups, n); a single group is one scale a column.
+        zero: float32 (groups, n), the code (not necessarily an integer) that stands for 0; None:
+            2**(bits - 1), or a table.
+        table: float32 (2**bits,), what each code stands for; None: the code itself.
         bits: of a code.
     """
 
-    codes: UInt8[Array, "k n"]
-    scale: Float32[Array, "groups n"]
-    zero: Float32[Array, "groups n"] | None = None
-    table: Float32[Array, " codes"] | None = None
+    codes: Any
+    scale: Any
+    zero: Any = None
+    table: Any = None
     bits: int = 4
 
     @property
@@ -145,15 +146,17 @@ def _check_values(who, name, values, allowed, rule):
         )
 
 
-def zero_points(w: QuantizedMatrix) -> Float32[Array, "groups n"]:
+def zero_points(
+    scale: Float32[Array, "groups n"], zero: Float32[Array, "groups n"] | None, bits: int
+) -> Float32[Array, "groups n"]:
     """The zero point of each group, also where it is that of symmetric codes."""
-    return jnp.full_like(w.scale, 1 << w.bits - 1) if w.zero is None else w.zero
+    return jnp.full_like(scale, 1 << bits - 1) if zero is None else zero
 
 
 def dequantize(w: QuantizedMatrix) -> Float32[Array, "k n"]:
     """The weights as numbers: one float32 rounding each (two with a zero that is no integer)."""
     if w.table is None:
-        values = w.codes.astype(jnp.float32) - _over_rows(w, zero_points(w))
+        values = w.codes.astype(jnp.float32) - _over_rows(w, zero_points(w.scale, w.zero, w.bits))
     else:
         values = w.table[w.codes.astype(jnp.int32)]
     return values * _over_rows(w, w.scale)

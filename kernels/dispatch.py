@@ -69,6 +69,15 @@ def _why_no_gpu_kernels() -> str | None:
     return None
 
 
+def why_no_kernels(backend: str) -> str | None:
+    """Why operations have no kernels where `backend` is the default; None: they have."""
+    if backend == "cpu":
+        return _why_no_cpu_kernels()
+    if backend == "gpu":
+        return _why_no_gpu_kernels()
+    return f"there are no kernels for {backend}"
+
+
 def run(family: str, operation: str, reference: Callable, *args: Any) -> Any:
     """Computes `operation` of a family on arrays, for the platform it will run on.
 

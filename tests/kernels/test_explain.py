@@ -1,0 +1,86 @@
+"""What `explain` says is what runs, and its numbers are those of the arrays."""
+
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from spikebit.kernels import dispatch, explain, pack_spikes, spike_matmul
+from spikebit.kernels.layouts import pack
+from spikebit.kernels.matrix import quantized_matrix
+from spikebit.kernels.spikes_low_bit import spike_matmul_low_bit
+
+X = jax.ShapeDtypeStruct((8, 64), jnp.bool_)
+W = pack(quantized_matrix(np.zeros((64, 32), np.uint8), np.ones(32), bits=8), "rows")
+
+
+@pytest.fixture(autouse=True)
+def measured(monkeypatch):
+    """A machine of 1 GB/s and 1 G multiplications a second."""
+    module = sys.modules[explain.__module__]  # its name in the package is that of the function
+    monkeypatch.setattr(module, "_bandwidth", lambda: 1e9)
+    monkeypatch.setattr(module, "_rate", lambda: 1e9)
+    monkeypatch.delenv(dispatch.VARIABLE, raising=False)
+
+
+def test_the_kernel_that_would_be_called_is_named_and_bytes_are_those_of_the_arrays():
+    found = explain(spike_matmul_low_bit, X, W)
+    assert (found.implementation, found.kernels) == ("cpu", ("spikebit_low_bit_spikes",))
+    assert found.why == "the default backend of JAX is cpu"
+    rows = 64 * 64  # 32 columns are padded to 64
+    assert found.moved == 8 * 64 + rows + 4 * 32 + 4 * 8 * 32
+    assert found.multiplications == 8 * 64 * 32
+    assert (found.at_best, found.limit) == (8 * 64 * 32 / 1e9, "arithmetic")
+    assert (found.seconds, found.fraction) == (None, None)
+    one = explain(spike_matmul_low_bit, jax.ShapeDtypeStruct((1, 64), jnp.bool_), W)
+    assert (one.at_best, one.limit) == (one.moved / 1e9, "bandwidth")
+
+
+def test_kernels_inside_conditions_and_derivatives_are_found():
+    x, w = jnp.zeros((64, 784)), jnp.zeros((784, 64))
+    assert explain(spike_matmul, x, w).kernels == (
+        "spikebit_share_float32",
+        "spikebit_forward_float32",
+    )
+    by_hand = explain(jax.grad(lambda w: spike_matmul(x, w).sum()), w)
+    assert "spikebit_weight_gradient_float32" in by_hand.kernels
+
+
+def test_rows_without_an_event_are_not_moved():
+    x = jnp.zeros((8, 64), bool).at[0, :3].set(True).at[1, 2:5].set(True)  # five of 64 rows
+    words = 64 * 64 + 4 * 32
+    all_, some = explain(spike_matmul_low_bit, X, W), explain(spike_matmul_low_bit, x, W)
+    assert all_.moved - some.moved == round(59 / 64 * words)
+    assert some.multiplications == 6 * 32
+    assert explain(spike_matmul_low_bit, pack_spikes(x), W).fraction is None
+
+
+def test_why_the_reference_runs(monkeypatch):
+    small = explain(spike_matmul, jnp.zeros((2, 3)), jnp.zeros((3, 4)))
+    assert small.implementation == "reference"
+    assert small.why == "for these shapes, dtypes and layouts the operation takes jax.numpy"
+    monkeypatch.setenv(dispatch.VARIABLE, "reference")
+    assert explain(spike_matmul_low_bit, X, W).why == "SPIKEBIT_KERNELS=reference"
+    monkeypatch.delenv(dispatch.VARIABLE)
+    monkeypatch.setattr(dispatch, "_why_no_cpu_kernels", lambda: "no numba")
+    monkeypatch.setattr(dispatch, "_cpu_kernels_or_warning", lambda: False)
+    other = jax.ShapeDtypeStruct((9, 64), jnp.bool_)
+    assert explain(spike_matmul_low_bit, other, W).why == "no numba"
+
+
+def test_a_run_gives_the_share_of_the_bandwidth_and_the_table_says_it():
+    found = explain(spike_matmul_low_bit, X, W, run=True)
+    assert found.fraction == found.moved / found.seconds / 1e9
+    lines = dict(line.split(maxsplit=1) for line in str(found).splitlines())
+    assert lines["runs"] == "cpu (spikebit_low_bit_spikes)"
+    assert f"{100 * found.fraction:.0f} % of bandwidth" in str(found)
+
+
+def test_errors_are_those_of_the_operation():
+    with pytest.raises(ValueError, match="the last axis of x must be as long"):
+        explain(spike_matmul_low_bit, jax.ShapeDtypeStruct((8, 63), jnp.bool_), W)
+    with pytest.raises(ValueError, match=r"'matmul' is no operation; there are .*spike_matmul"):
+        explain("matmul", X, W)
+    assert explain("spike_matmul_low_bit", X, W) == explain(spike_matmul_low_bit, X, W)

@@ -8,6 +8,7 @@ from .gradients import lsq, lsq_init, rounding_pair, straight_through
 from .granularity import Granularity
 from .grid import Format
 from .integer import AsymmetricInteger, FixedPoint, Integer
+from .kernel_matrix import kernel_matrix
 from .logarithmic import Logarithmic
 from .memory import (
     StoredWeights,
@@ -48,6 +49,7 @@ __all__ = [
     "decode",
     "encode",
     "float32",
+    "kernel_matrix",
     "known_formats",
     "losses",
     "lsq",

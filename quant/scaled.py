@@ -71,6 +71,11 @@ def spread(scale: Scale, granularity: Granularity, shape: tuple[int, ...]) -> Sc
     return jax.tree.map(lambda s: granularity.spread(s, shape) if s.ndim else s, scale)
 
 
+def unit_sizes(scale: Scale, fmt: Format) -> Float[Array, "*scales"]:
+    """What one unit of the format is in each block, in float32."""
+    return _from_units(jnp.ones(scale.unit.shape, jnp.float32), fmt, scale)
+
+
 def encode_blocks(
     x: Float[Array, "*dims"],
     fmt: Format,

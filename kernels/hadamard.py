@@ -251,7 +251,7 @@ def rotate_quantize_reference(
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _transform(settings, x):
+def _transform(settings: Transform, x: Array) -> Array:
     return _rows(settings)(x)
 
 

@@ -87,9 +87,9 @@ def parts(w: PackedMatrix) -> Parts:
 def matmul_reference(
     x_codes: Int8[Array, "rows k"], x_scale: Float32[Array, "rows 1"], w: PackedMatrix
 ) -> Float32[Array, "rows n"]:
-    r"""Computes $x_m \sum_g s_{gn} (\sum_k q_{mk} (v_{kn} - z_{gn}) - f_{gn} \sum_k q_{mk})$, k in g.
+    r"""Computes $x_m \sum_g s_{gn} (\sum_k q_{mk} (v_{kn} - z_{gn}) - f_{gn} \sum_k q_{mk})$.
 
-    The two inner sums are exact, in int32; the rest is in float32.
+    The two sums over the k of a group are exact, in int32; the rest is in float32.
     """
     values, zero, rest, scale = parts(w)
     rows, (groups, n) = x_codes.shape[0], scale.shape

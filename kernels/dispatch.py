@@ -15,6 +15,8 @@ from typing import Any
 
 import jax
 
+from . import triton_bridge
+
 VARIABLE = "SPIKEBIT_KERNELS"
 
 
@@ -58,23 +60,12 @@ def _cpu_kernels_or_warning() -> bool:
     return reason is None
 
 
-@functools.cache
-def _why_no_gpu_kernels() -> str | None:
-    if jax.default_backend() != "gpu":
-        return f"the default backend of JAX is {jax.default_backend()}"
-    try:
-        importlib.import_module("jax_triton")
-    except Exception as reason:  # its import fails in many ways where versions do not match
-        return f"jax_triton cannot be imported ({type(reason).__name__}: {reason})"
-    return None
-
-
 def why_no_kernels(backend: str) -> str | None:
     """Why operations have no kernels where `backend` is the default; None: they have."""
     if backend == "cpu":
         return _why_no_cpu_kernels()
     if backend == "gpu":
-        return _why_no_gpu_kernels()
+        return triton_bridge.why_not()
     return f"there are no kernels for {backend}"
 
 
@@ -98,7 +89,7 @@ def run(family: str, operation: str, reference: Callable, *args: Any) -> Any:
     if kind == "reference":
         return reference(*args)
     if kind is not None:
-        reason = _why_no_cpu_kernels() if kind == "cpu" else _why_no_gpu_kernels()
+        reason = _why_no_cpu_kernels() if kind == "cpu" else triton_bridge.why_not()
         if reason is not None:
             raise ValueError(
                 f"{VARIABLE}={kind} cannot be had here: {reason}; unset it or set it to reference."
@@ -106,6 +97,6 @@ def run(family: str, operation: str, reference: Callable, *args: Any) -> Any:
         return kernel(kind)(*args)
     if jax.default_backend() == "cpu" and _cpu_kernels_or_warning():
         return jax.lax.platform_dependent(*args, cpu=kernel("cpu"), default=reference)
-    if jax.default_backend() == "gpu" and _why_no_gpu_kernels() is None:
+    if jax.default_backend() == "gpu" and triton_bridge.why_not() is None:
         return jax.lax.platform_dependent(*args, cuda=kernel("gpu"), default=reference)
     return reference(*args)

@@ -14,6 +14,7 @@ import triton  # pyright: ignore[reportMissingImports]
 import triton.language as tl  # pyright: ignore[reportMissingImports]
 from jaxtyping import Array, Bool, Float
 
+from . import triton_bridge
 from .spikes import input_gradient_reference
 
 _TILE = {"ROWS": 64, "COLUMNS": 64, "INNER": 32}
@@ -52,17 +53,16 @@ def grid(m: int, n: int) -> tuple[int, int]:
 
 
 def _product(x, w, m, k, strides):
-    import jax_triton  # pyright: ignore[reportMissingImports]
-
     n = w.shape[1]
-    return jax_triton.triton_call(
+    return triton_bridge.call(
+        product_kernel,
         x,
         w,
-        kernel=product_kernel,
-        out_shape=jax.ShapeDtypeStruct((m, n), x.dtype),
+        out=jax.ShapeDtypeStruct((m, n), x.dtype),
         grid=grid(m, n),
+        warps=_SPLIT["num_warps"],
+        stages=_SPLIT["num_stages"],
         **constants(m, k, n, strides, x.dtype),
-        **_SPLIT,
     )
 
 

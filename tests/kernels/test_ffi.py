@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from spikebit.kernels import dispatch, ffi, spike_matmul
+from spikebit.kernels import dispatch, ffi, spike_matmul, triton_bridge
 
 
 @pytest.fixture(autouse=True)
@@ -35,7 +35,7 @@ def forget():
     for function in (
         dispatch._why_no_cpu_kernels,
         dispatch._cpu_kernels_or_warning,
-        dispatch._why_no_gpu_kernels,
+        triton_bridge.why_not,
     ):
         function.cache_clear()
 

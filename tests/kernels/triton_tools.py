@@ -4,6 +4,7 @@ A script is started with `interpret` (and the environment variable TRITON_INTERP
 `compile` and a compute capability such as 90.
 """
 
+import re
 import subprocess
 import sys
 import tempfile
@@ -52,10 +53,16 @@ class Tensor:
 def machine_code(kernel, pointers, constants, capability, **options):
     """The instructions of a kernel, compiled for a GPU that is not there; none may spill.
 
-    `pointers` gives the type of each array argument, such as {"x": "*fp32"}.
+    `pointers` gives the type of each array argument, such as {"x": "*fp32"}; arrays begin at
+    multiples of 16 bytes, as those of XLA do.
     """
     compiled = triton.compile(
-        ASTSource(kernel, {**pointers, **dict.fromkeys(constants, "constexpr")}, constants),
+        ASTSource(
+            kernel,
+            {**pointers, **dict.fromkeys(constants, "constexpr")},
+            constants,
+            {(i,): [["tt.divisibility", 16]] for i in range(len(pointers))},
+        ),
         target=GPUTarget("cuda", capability, 32),
         options=options,
     )
@@ -71,6 +78,22 @@ def machine_code(kernel, pointers, constants, capability, **options):
     spills = [line for line in lines if " LDL" in line or " STL" in line]
     assert not spills, spills[:3]
     return lines
+
+
+def lane_instructions(lines, warps):
+    """How many instructions the lanes of a program issue in one turn of its longest loop."""
+    code = [
+        (int(at, 16), what)
+        for at, what in re.findall(r"/\*(\w{4,})\*/ +(\w.*?|@.*?) *;", "\n".join(lines))
+    ]
+    turns = [
+        (int(to, 16), at)
+        for at, what in code
+        for to in re.findall(r"BRA.* 0x(\w+)", what)
+        if int(to, 16) < at
+    ]
+    start, end = max(turns, key=lambda turn: turn[1] - turn[0])
+    return 32 * warps * sum(start <= at <= end for at, _ in code)
 
 
 def main(interpret, compile_for):

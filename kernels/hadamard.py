@@ -12,6 +12,7 @@ $H_{20} \otimes H_2$. Transforms are divided by $\sqrt{n}$: orthogonal matrices.
 
 import dataclasses
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -108,7 +109,7 @@ def hadamard(x: ArrayLike, *, transpose: bool = False) -> Float[Array, "*batch n
     settings = Transform(b, transpose)
     if x.dtype == jnp.float64 or dispatch.forced() == "reference":
         return transform_reference(settings, x)
-    return _transform(settings, x.astype(jnp.float32)).astype(x.dtype)
+    return _transform(settings)(x.astype(jnp.float32)).astype(x.dtype)
 
 
 def rotate_blocks(x: ArrayLike, matrix: ArrayLike) -> Float[Array, "*batch n"]:
@@ -250,16 +251,17 @@ def rotate_quantize_reference(
 # Derivatives, and leading axes, which are all rows.
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _transform(settings: Transform, x: Array) -> Array:
-    return _rows(settings)(x)
+@functools.cache
+def _transform(settings: Transform) -> Callable[[Array], Array]:
+    other = Transform(settings.b, not settings.transpose)
 
+    @jax.custom_vjp
+    def transform(x):
+        return _rows(settings)(x)
 
-def _backward(settings, _, dy):
-    return (_transform(Transform(settings.b, not settings.transpose), dy),)
-
-
-_transform.defvjp(lambda settings, x: (_transform(settings, x), None), _backward)
+    # through the function itself, so that derivatives have derivatives
+    transform.defvjp(lambda x: (transform(x), None), lambda _, dy: (_transform(other)(dy),))
+    return transform
 
 
 def _on_rows(operation, reference, *settings):

@@ -1,15 +1,68 @@
 """Settings every test runs under: no silent dtype promotion, no random key used twice."""
 
 import functools
+import gc
+import inspect
 import os
+import types
 
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import pytest
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_debug_key_reuse", True)
 os.environ.setdefault("MPLBACKEND", "Agg")
+gc.set_threshold(100_000, 50, 100)  # tracing makes many objects that stay: a tenth of the time
+
+
+def once_a_place(jaxtyped):
+    """What jaxtyping decorates every function with, made cheap for functions inside of others.
+
+    These are decorated whenever the outer one runs, which takes milliseconds. One without
+    annotations has nothing to check. The checks of the rest are made once a place in the code, and
+    the function to call passes through them as one more argument.
+    """
+    made = {}
+
+    def relay(fn):
+        @functools.wraps(fn)
+        def run(*args, fn_, **kwargs):
+            return fn_(*args, **kwargs)
+
+        signature = inspect.signature(fn)
+        ours = inspect.Parameter("fn_", inspect.Parameter.KEYWORD_ONLY)
+        listed = sorted([*signature.parameters.values(), ours], key=lambda p: p.kind)
+        run.__signature__ = signature.replace(parameters=listed)
+        del run.__wrapped__
+        return run
+
+    def decorate(fn=None, *, typechecker):
+        if fn is None:
+            return functools.partial(decorate, typechecker=typechecker)
+        if not isinstance(fn, types.FunctionType):
+            return jaxtyped(fn, typechecker=typechecker)
+        kinds = fn.__annotations__
+        if not kinds:
+            return fn
+        if "<locals>" not in fn.__qualname__ or any(isinstance(k, str) for k in kinds.values()):
+            return jaxtyped(fn, typechecker=typechecker)
+        place = fn.__code__, repr(kinds)  # of two classes for one annotation
+        if place not in made:
+            made[place] = jaxtyped(relay(fn), typechecker=typechecker)
+        checked = made[place]
+
+        @functools.wraps(fn)
+        def call(*args, **kwargs):
+            return checked(*args, fn_=fn, **kwargs)
+
+        return call
+
+    return decorate
+
+
+jaxtyping.jaxtyped = once_a_place(jaxtyping.jaxtyped)
 
 
 @functools.cache

@@ -41,13 +41,25 @@ def test_what_is_read_is_what_quantize_gives(name):
     assert there_and_back["w"].dtype == jnp.bfloat16
 
 
+def two_states(memory, params, updates):
+    """A state, the one after updates, and what is read from each: one program, random rounding."""
+
+    @jax.jit
+    def run(params, updates):
+        keys = jax.random.split(jax.random.key(0))
+        state = memory.init(params, keys[0])
+        new = memory.update(state, updates, keys[1])
+        return state, new, memory.read(state, None), memory.read(new, None)
+
+    return run(params, updates)
+
+
 @pytest.mark.parametrize("name", ["mxfp4", "bfp6_k16"])
 def test_a_block_without_a_write_keeps_its_bits(name):
     fmt, memory = parse(name), number_format(name, "stochastic")
-    state = memory.init(PARAMS, jax.random.key(0))
-    one = jnp.zeros((5, 30)).at[0, 3].set(10.0)
-    new = memory.update(state, {"w": one, "b": jnp.zeros(7)}, jax.random.key(1))
-    same = np.asarray(memory.read(new, None)["w"] == memory.read(state, None)["w"]).ravel()
+    one = {"w": jnp.zeros((5, 30)).at[0, 3].set(10.0), "b": jnp.zeros(7)}
+    state, new, old, read = two_states(memory, PARAMS, one)
+    same = np.asarray(read["w"] == old["w"]).ravel()
     assert same[fmt.block :].all()
     assert not same[: fmt.block].all()  # the scale of its block has grown
     np.testing.assert_array_equal(new.codes["b"], state.codes["b"])
@@ -58,8 +70,7 @@ def test_a_block_without_a_write_keeps_its_bits(name):
 
 def test_no_update_changes_nothing_where_all_share_a_scale():
     memory = number_format("nvfp4")
-    state = memory.init(PARAMS, None)
-    new = memory.update(state, jax.tree.map(jnp.zeros_like, PARAMS), None)
+    state, new, *_ = two_states(memory, PARAMS, jax.tree.map(jnp.zeros_like, PARAMS))
     for a, b in zip(jax.tree.leaves(new), jax.tree.leaves(state), strict=True):
         np.testing.assert_array_equal(a, b)
 
@@ -80,14 +91,12 @@ def test_losses_are_counted_in_units_of_the_blocks():
 @pytest.mark.parametrize("name", ["nf4", "log4", "posit8", "ternary", "binary"])
 def test_every_other_format_is_a_memory_too(name):
     memory = number_format(name, "stochastic")
-    w = {"w": PARAMS["w"]}
-    state = memory.init(w, jax.random.key(0))
-    read = memory.read(state, None)["w"]
+    w, updates = {"w": PARAMS["w"]}, {"w": jnp.full((5, 30), 1e-3)}
+    state, _, old, read = two_states(memory, w, updates)
     unit = 1.0 if state.scale is None else float(state.scale["w"])
     values = parse(name).values() * np.float32(unit)
-    assert np.isin(np.asarray(read), values).all()
-    state = memory.update(state, {"w": jnp.full((5, 30), 1e-3)}, jax.random.key(1))
-    assert np.isin(np.asarray(memory.read(state, None)["w"]), values).all()
+    assert np.isin(np.asarray(old["w"]), values).all()
+    assert np.isin(np.asarray(read["w"]), values).all()
 
 
 def test_formats_that_need_more_than_a_scale_are_refused():

@@ -1,5 +1,7 @@
 """Learned delays: the kernel against float64, its derivatives, the schedule, and BPTT per leaf."""
 
+from functools import cache
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -155,20 +157,26 @@ def test_bptt_is_the_gradient_of_the_whole_sequence_as_a_convolution():
         ys = nnx.merge(graphdef, params).convolve(xs)
         return jax.vmap(LOSS)(ys, targets).mean(1).sum()
 
-    offline = jax.grad(loss)(params)
+    offline = jax.jit(jax.grad(loss))(params)
     found = gradient(rules.bptt(network, LOSS), network, (xs, targets))
     for name in ("weight", "position", "bias"):
         assert rules.relative_error(found["layers"][1][name][...], offline[name][...]) <= 1e-6
     assert float(jnp.abs(offline["position"][...]).min()) > 0
 
 
-@pytest.mark.parametrize(("scope", "chunk"), [("full", 1), ("full", 6), ("no_h", 6)])
-def test_ostl_is_exact_for_weights_and_positions_below_no_state(scope, chunk):
+@cache
+def below_no_state():
+    """A network, inputs and targets, and the gradient by BPTT."""
     rngs = nnx.Rngs(0)
     layer = LearnedDelays(N_IN, N, LAGS, sigma=1.0, rngs=rngs)
     network = Network([DelayLine(N_IN, LAGS), layer, jnp.tanh, nnx.Linear(N, 2, rngs=rngs)])
     data = inputs(), inputs(1, 2)
-    exact = gradient(rules.bptt(network, LOSS), network, data)
+    return network, data, gradient(rules.bptt(network, LOSS), network, data)
+
+
+@pytest.mark.parametrize(("scope", "chunk"), [("full", 1), ("full", 6), ("no_h", 6)])
+def test_ostl_is_exact_for_weights_and_positions_below_no_state(scope, chunk):
+    network, data, exact = below_no_state()
     found = errors(gradient(rules.ostl(network, LOSS, scope=scope), network, data, chunk), exact)
     assert found.keys() == {f"1.{k}" for k in ("weight", "position", "bias")} | {
         "3.kernel",
@@ -187,12 +195,15 @@ def below_a_cell(joined, recurrent):
     return Network([*([Network(layers)] if joined else layers), nnx.Linear(N, 2, rngs=rngs)])
 
 
-@pytest.mark.parametrize(
-    ("recurrent", "scope"), [(False, "full"), (False, "no_h"), (True, "full"), (True, "no_h")]
-)
-def test_below_a_cell_ostl_is_exact_as_one_cell(recurrent, scope):
+@cache
+def as_one_cell(recurrent):
     network, data = below_a_cell(True, recurrent), (2 * inputs(), inputs(1, 2))
-    exact = gradient(rules.bptt(network, LOSS), network, data)
+    return network, data, gradient(rules.bptt(network, LOSS), network, data)
+
+
+@pytest.mark.parametrize(("recurrent", "scope"), [(False, "no_h"), (True, "full"), (True, "no_h")])
+def test_below_a_cell_ostl_is_exact_as_one_cell(recurrent, scope):
+    network, data, exact = as_one_cell(recurrent)
     found = errors(gradient(rules.ostl(network, LOSS, scope=scope), network, data, 4), exact)
     if recurrent and scope == "no_h":
         assert min(found["0.1.weight"], found["0.1.position"]) > 1e-2

@@ -64,7 +64,8 @@ def places(builder, start, stride, count, number):
     return places
 
 
-def _prefetch(builder, address):
+def prefetch(builder, address):
+    """Asks for the 64 bytes at an address; any will do."""
     pointer = builder.inttoptr(address, _I8.as_pointer())
     call(builder, "llvm.prefetch.p0", ir.VoidType(), pointer, _I32(0), _I32(3), _I32(1))
 
@@ -251,7 +252,7 @@ def _row_product(step, bits):
                 ahead = builder.add(
                     builder.mul(loop.index, _I64(64 * _lines_of(bits))), _I64(_AHEAD)
                 )
-                _prefetch(builder, builder.add(ws[b], ahead))
+                prefetch(builder, builder.add(ws[b], ahead))
                 made = _load_bytes(builder, bits, ws[b], highs[b], entries, loop.index)
                 for i, line in enumerate(made):
                     four = builder.mul(loop.index, _I64(4 * len(made)))

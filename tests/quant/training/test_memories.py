@@ -8,12 +8,17 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from spikebit.quant import bits_per_weight, float32, losses, number_format, quantize
+from spikebit.quant import WeightMemory, bits_per_weight, float32, losses, number_format, quantize
 from spikebit.quant.training import compensated, master_copy
 
 pytestmark = pytest.mark.usefixtures("compile_quickly")
 
 N, STEP = 10000, -1e-4  # from 1 towards 0
+
+
+def compiled(memory):
+    """The memory, each of its functions one program."""
+    return WeightMemory(*map(jax.jit, memory))
 
 
 def walk(memory, n=N, u=STEP):
@@ -48,17 +53,17 @@ def test_ten_thousand_small_updates_of_a_bfloat16_weight():
 @pytest.mark.parametrize("fmt", ["e4m3fn", "fixed8.4", "int8", "bfloat16"])
 @pytest.mark.parametrize("rounding", ["nearest_even", "stochastic"])
 def test_weight_and_remainder_together_are_the_exact_sum(fmt, rounding):
-    memory = compensated(number_format(fmt, rounding))
+    memory = compiled(compensated(number_format(fmt, rounding)))
     rng = np.random.default_rng(0)
     params = {"w": jnp.asarray(rng.uniform(-2, 2, 30), jnp.float32)}
-    state, update = memory.init(params, jax.random.key(0)), jax.jit(memory.update)
+    state = memory.init(params, jax.random.key(0))
     start = np.asarray(memory.read(state, None)["w"])
     exact = [Fraction(float(w)) for w in start]
     for i in range(20):
         u = rng.normal(size=30).astype(np.float32) * np.float32(0.01)
         u[rng.random(30) < 0.2] = 0
         exact = [e + Fraction(float(a)) for e, a in zip(exact, u, strict=True)]
-        state = update(state, {"w": jnp.asarray(u)}, jax.random.key(i))
+        state = memory.update(state, {"w": jnp.asarray(u)}, jax.random.key(i))
     weights, rest = np.asarray(memory.read(state, None)["w"]), state.remainder[0].dequantize()
     sums = [
         Fraction(float(w)) + Fraction(float(c))
@@ -72,15 +77,17 @@ def test_weight_and_remainder_together_are_the_exact_sum(fmt, rounding):
 
 def test_a_block_whose_largest_weight_saturates_still_gets_its_small_updates():
     """The remainder of such a weight is large, so that it needs the digits of float32."""
-    memory = compensated(number_format("mxfp4"))
+    inner = compensated(number_format("mxfp4"))
+    memory = compiled(inner)
     params = {"w": jnp.linspace(0.5, 1.0, 64)}
     state, n, step = memory.init(params, None), 500, jnp.full(64, -1e-4)
     first = np.asarray(memory.read(state, None)["w"], np.float64)
     update = jax.jit(
-        lambda s: jax.lax.fori_loop(0, n, lambda _, s: memory.update(s, {"w": step}), s)
+        lambda s: jax.lax.fori_loop(0, n, lambda _, s: inner.update(s, {"w": step}), s)
     )
     state = update(state)
-    whole = np.asarray(memory.read(state, None)["w"]) + np.asarray(state.remainder[0].dequantize())
+    rest = jax.jit(lambda q: q.dequantize())(state.remainder[0])
+    whole = np.asarray(memory.read(state, None)["w"]) + np.asarray(rest)
     # n roundings of sums below 2, which is 2 ** -24 each
     np.testing.assert_allclose(whole, first - n * 1e-4, rtol=0, atol=n * 2.0**-24 + 1e-6)
 
@@ -94,7 +101,7 @@ def test_without_losses_there_is_no_remainder():
 
 
 def test_a_master_copy_is_float32_read_in_the_format():
-    memory, plain = master_copy("e4m3fn"), float32()
+    memory, plain = compiled(master_copy("e4m3fn")), compiled(float32())
     rng = np.random.default_rng(1)
     params = {"w": jnp.asarray(rng.normal(size=(4, 5)), jnp.float32)}
     state, exact = memory.init(params, None), plain.init(params, None)
@@ -125,11 +132,13 @@ def test_a_master_copy_may_be_read_stochastically():
 def test_blocks_run_through_weights_of_any_shape():
     rng = np.random.default_rng(2)
     params = {s: jnp.asarray(rng.normal(size=s), jnp.float32) for s in ((5, 30),)}
-    blocks = number_format("mxfp4")
-    for memory in (master_copy("mxfp4"), compensated(float32(), "mxfp4")):
+    blocks = compiled(number_format("mxfp4"))
+    for memory in map(compiled, (master_copy("mxfp4"), compensated(float32(), "mxfp4"))):
         state = memory.init(params, None)
         read = memory.read(memory.update(state, jax.tree.map(jnp.zeros_like, params), None), None)
-        wanted = params if hasattr(state, "remainder") else blocks.read(blocks.init(params, None))
+        wanted = (
+            params if hasattr(state, "remainder") else blocks.read(blocks.init(params, None), None)
+        )
         for shape, w in wanted.items():
             np.testing.assert_array_equal(read[shape], w, strict=True)
 

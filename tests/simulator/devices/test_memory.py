@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from spikebit.quant.memory import losses
+from spikebit.quant.memory import WeightMemory, losses
 from spikebit.simulator.build import make_memory
 from spikebit.simulator.devices import Pair, Single, at, memristive, pcm, pulsed, set_pcm
 from spikebit.simulator.devices.pulsed import NONE
@@ -19,6 +19,11 @@ pytestmark = pytest.mark.usefixtures("compile_quickly")
 PARAMS = {"w": jnp.array([[0.5, -0.25], [0.0, 0.125]]), "b": jnp.array([1.0, -2.0])}
 
 
+def in_cells(*device, **settings):
+    """The memory, each of its functions one program."""
+    return WeightMemory(*map(jax.jit, memristive(*device, **settings)))
+
+
 def key(seed=0):
     return jax.random.key(seed)
 
@@ -28,11 +33,11 @@ def assert_same(a, b, **tolerance):
 
 
 def test_exact_cells_are_float32_up_to_rounding():
-    memory = memristive(EXACT)
+    memory = in_cells(EXACT)
     state = memory.init(PARAMS, key())
     assert_same(memory.read(state, key()), PARAMS, rtol=1e-6)
     updates = {"w": jnp.array([[-0.3, 0.0], [0.1, 0.2]]), "b": jnp.array([-0.5, 0.5])}
-    state = jax.jit(memory.update)(state, updates, key())
+    state = memory.update(state, updates, key())
     assert_same(
         memory.read(state, key()), optax.apply_updates(PARAMS, updates), rtol=2e-6, atol=1e-7
     )
@@ -44,7 +49,7 @@ def test_exact_cells_are_float32_up_to_rounding():
 def test_zeros_and_dtypes_come_back():
     params = {"a": jnp.zeros(3), "b": jnp.array([0.5, -1.0], jnp.bfloat16)}
     for device in (EXACT, IDEAL):
-        memory = memristive(device)
+        memory = in_cells(device)
         read = memory.read(memory.init(params, key()))
         assert_same(read, params, atol=0.01)
         assert {k: v.dtype for k, v in read.items()} == {k: v.dtype for k, v in params.items()}
@@ -54,7 +59,7 @@ def test_updates_beyond_the_longest_train_are_cut_and_counted_or_kept_for_later(
     up = {"w": jnp.full((2, 2), 0.1), "b": jnp.zeros(2)}
     start = {"w": jnp.zeros((2, 2)), "b": jnp.zeros(2)}
     for writing, after in (("pulses", 0.04), ("mixed_precision", 0.08)):
-        memory = memristive(IDEAL, writing=writing, length=4, rounding="nearest")
+        memory = in_cells(IDEAL, writing=writing, length=4, rounding="nearest")
         state = memory.update(memory.init(start, key()), up, key(1))
         np.testing.assert_allclose(memory.read(state)["w"], 0.04, rtol=1e-5)
         state = memory.update(state, jax.tree.map(jnp.zeros_like, up), key(2))
@@ -65,8 +70,8 @@ def test_updates_beyond_the_longest_train_are_cut_and_counted_or_kept_for_later(
 
 
 def test_swapping_the_cells_of_a_pair_turns_the_weight_round():
-    state = memristive(pcm()).init(PARAMS, key())
-    memory = memristive(pcm())
+    memory = in_cells(pcm())
+    state = memory.init(PARAMS, key())
     swapped = state._replace(cells=jax.tree.map(lambda a: a[..., ::-1], state.cells))
     read, turned = memory.read(state), memory.read(swapped)
     jax.tree.map(lambda x, y: np.testing.assert_array_equal(x, -y), read, turned)
@@ -74,7 +79,7 @@ def test_swapping_the_cells_of_a_pair_turns_the_weight_round():
 
 def test_programming_noise_is_that_of_both_cells():
     weights = {"w": jnp.full(50_000, 0.5).at[0].set(1.0)}
-    memory = memristive(pcm(drift=0))
+    memory = in_cells(pcm(drift=0))
     error = np.asarray(memory.read(memory.init(weights, key()))["w"], float)[1:] - 0.5
     used = 0.26348 + 1.9650 * 0.5 - 1.1731 * 0.25
     idle = 0.26348**2 * (0.5 - 0.5 / np.pi)  # of N(0, s) cut at 0
@@ -85,7 +90,7 @@ def test_programming_noise_is_that_of_both_cells():
 
 
 def test_time_goes_on_and_weights_drift():
-    memory = memristive(pcm(programming_noise=0, read_noise=0), dt=60.0)
+    memory = in_cells(pcm(programming_noise=0, read_noise=0), dt=60.0)
     state = memory.init(PARAMS, key())
     nothing = jax.tree.map(jnp.zeros_like, PARAMS)
     for _ in range(3):
@@ -101,14 +106,13 @@ def test_time_goes_on_and_weights_drift():
 
 def test_mixed_precision_loses_nothing_but_what_waits():
     """All pulses times their step and what is pending are the sum of the updates."""
-    memory = memristive(IDEAL, headroom=2.0)
+    memory = in_cells(IDEAL, headroom=2.0)
     state = memory.init(PARAMS, key())
     start, total = memory.read(state), jax.tree.map(jnp.zeros_like, PARAMS)
-    step = jax.jit(memory.update)
     for i in range(30):
         updates = jax.tree.map(lambda p, i=i: 0.004 * jax.random.normal(key(i), p.shape), PARAMS)
         total = jax.tree.map(jnp.add, total, updates)
-        state = step(state, updates, key(i))
+        state = memory.update(state, updates, key(i))
     moved = jax.tree.map(jnp.subtract, memory.read(state), start)
     waiting = jax.tree.map(lambda s, chi: s * chi, state.scale, state.pending)
     assert_same(jax.tree.map(jnp.add, moved, waiting), total, atol=2e-6)
@@ -120,7 +124,7 @@ def test_mixed_precision_loses_nothing_but_what_waits():
 
 def test_stochastic_pulses_are_the_update_on_average():
     n = 40_000
-    memory = memristive(IDEAL, writing="pulses")
+    memory = in_cells(IDEAL, writing="pulses")
     state = memory.init({"w": jnp.zeros(n).at[0].set(1.0)}, key())
     new = memory.update(state, {"w": jnp.full(n, 0.0137).at[0].set(0)}, key(3))
     moved = np.asarray(memory.read(new)["w"], float)[1:]
@@ -162,7 +166,7 @@ def test_first_weights_and_refreshes_of_set_cells_are_right_on_average():
 
 
 def test_what_cannot_be_held_is_counted():
-    memory = memristive(EXACT)
+    memory = in_cells(EXACT)
     state = memory.init(PARAMS, key())
     updates = {"w": jnp.array([[5.0, 0.0], [jnp.nan, 0.0]]), "b": jnp.zeros(2)}
     state = memory.update(state, updates, key())
@@ -178,13 +182,13 @@ def test_a_state_has_one_structure_and_many_instances(device):
     memory = memristive(device)
     first, second, third = jax.random.split(key(), (3, 3))
     params = {"b": PARAMS["b"]}
-    states = jax.vmap(lambda k: memory.init(params, k))(first)
+    states = jax.jit(jax.vmap(lambda k: memory.init(params, k)))(first)
     updates = jax.tree.map(lambda p: 0.1 * p, params)
     new = jax.jit(jax.vmap(lambda s, k: memory.update(s, updates, k)))(states, second)
     assert jax.tree.structure(new) == jax.tree.structure(states)
     alike = jax.tree.map(lambda a, b: a.shape == b.shape and a.dtype == b.dtype, new, states)
     assert all(jax.tree.leaves(alike))
-    read = jax.vmap(memory.read)(new, third)["b"]
+    read = jax.jit(jax.vmap(memory.read))(new, third)["b"]
     assert np.isfinite(np.asarray(read)).all()
     assert len(np.unique(np.asarray(read)[:, 0])) == 3
 
@@ -204,13 +208,18 @@ def test_what_is_refused():
         memristive(pcm()).init({"w": jnp.ones(2, int)}, key())
 
 
+def begun(memory):
+    """The shapes of a new state."""
+    return jax.eval_shape(memory.init, PARAMS, key())
+
+
 def test_an_experiment_names_its_device():
     memory = make_memory(Memory(device="idealized", writing="pulses", step_seconds=0.5))
-    state = memory.update(memory.init(PARAMS, key()), PARAMS, key(1))
+    state = jax.jit(lambda p: memory.update(memory.init(p, key()), p, key(1)))(PARAMS)
     assert float(state.t) == 0.5
     with pytest.raises(ValueError, match=r"memory.device: 'memristor' is no device; known are pcm"):
         make_memory(Memory(device="memristor"))
-    assert memristive("pcm").init(PARAMS, key()).cells["b"].g.shape == (2, 2)
+    assert begun(memristive("pcm")).cells["b"].g.shape == (2, 2)
     with pytest.raises(ValueError, match=r"^'memristor' is no device"):
         memristive("memristor")
     with pytest.raises(ValueError, match=r"memory.writing: .* cannot do writing='pulses'"):
@@ -222,11 +231,11 @@ def test_an_experiment_names_its_device():
     with pytest.raises(ValueError, match=r"memory.cells, .*A single cell of pcm holds 0 to 25"):
         make_memory(Memory(device="pcm", cells="single"))
     many = make_memory(Memory(device="pcm", cells="many"))
-    assert many.init(PARAMS, key()).cells["b"].cells.g.shape == (2, 8)
+    assert begun(many).cells["b"].cells.g.shape == (2, 8)
     two = make_memory(Memory(device="pcm", cells="many", pairs=2))
-    assert two.init(PARAMS, key()).cells["b"].cells.g.shape == (2, 4)
+    assert begun(two).cells["b"].cells.g.shape == (2, 4)
     sliced = make_memory(Memory(device="pcm", cells="sliced", significances=(16, 4, 1)))
-    assert len(sliced.init(PARAMS, key()).cells["b"]) == 3
+    assert len(begun(sliced).cells["b"]) == 3
     with pytest.raises(ValueError, match=r"memory.cells, .*Sliced\(\(3, 2\)\)"):
         make_memory(Memory(device="pcm", cells="sliced", significances=(3, 2)))
     for wrong in ({"pairs": 2}, {"significances": (4, 1), "cells": "many"}):
@@ -235,7 +244,7 @@ def test_an_experiment_names_its_device():
     kept = Memory(device="pcm", cells="many", pairs=2)
     assert resolve(Experiment(memory=kept)).memory == kept
     chopped = make_memory(Memory(device="ecram", transfer="chopped"))
-    assert chopped.init(PARAMS, key()).gradients[1].mean.shape == (2, 2)
+    assert begun(chopped).gradients[1].mean.shape == (2, 2)
     with pytest.raises(
         ValueError, match=r"memory.cells, writing, transfer and step_seconds need memory.dev"
     ):

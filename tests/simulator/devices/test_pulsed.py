@@ -39,7 +39,11 @@ def exact(shape, step=0.02, **settings):
 
 def train(device, state, counts, seed=0):
     counts = jnp.broadcast_to(jnp.asarray(counts), state.w.shape)
-    return device.pulse(state, counts, jax.random.key(seed), 1.0)
+    return jax.jit(device.pulse)(state, counts, jax.random.key(seed), 1.0)
+
+
+def start(device, n):
+    return jax.jit(device.init, static_argnums=0)((n,), jax.random.key(0), 0.0)
 
 
 def by_hand(name, w, up):
@@ -65,7 +69,7 @@ def by_hand(name, w, up):
 @pytest.mark.parametrize("name", SHAPES)
 def test_a_train_is_the_published_step_again_and_again(name):
     device = exact(SHAPES[name])
-    state = device.init((3,), jax.random.key(0), 0.0)
+    state = start(device, 3)
     w = [0.0] * 3
     for counts in ([7, -7, 3], [-4, 60, 0], [5, 5, -90]):
         state = train(device, state, counts)
@@ -73,7 +77,7 @@ def test_a_train_is_the_published_step_again_and_again(name):
             for _ in range(abs(n)):
                 w[i] = by_hand(name, w[i], n > 0)
         np.testing.assert_allclose(device.read(state, None, 1.0), w, atol=2e-6)
-    back = train(device, train(device, device.init((1,), jax.random.key(0), 0.0), 5), -5)
+    back = train(device, train(device, start(device, 1), 5), -5)
     assert (abs(float(back.w[0])) < 1e-6) == (name == "constant")
 
 
@@ -92,7 +96,7 @@ def test_a_train_has_the_moments_of_its_pulses_one_by_one(name, additive):
             more = 0 if additive else 0.25 * (1 - keep) ** 2 * variance
             variance = keep**2 * variance + more + 0.25 * ways * step**2
             mean += step
-        state = device.init((N,), jax.random.key(0), 0.0)
+        state = start(device, N)
         w = np.asarray(train(device, state, pulses, seed=abs(pulses)).w, float)
         assert abs(w.mean() - mean) < 4 * np.sqrt(variance / N)
         assert abs(w.var() - variance) < 4 * variance * np.sqrt(2 / N)
@@ -100,7 +104,7 @@ def test_a_train_has_the_moments_of_its_pulses_one_by_one(name, additive):
 
 def test_alternating_pulses_lead_to_the_symmetry_point_from_anywhere():
     device = exact(soft_bounds, step=0.05, low=-0.75, high=1.25, asymmetry=0.2)
-    state = device.init((5,), jax.random.key(0), 0.0)._replace(w=jnp.linspace(-0.7, 1.2, 5))
+    state = start(device, 5)._replace(w=jnp.linspace(-0.7, 1.2, 5))
     both = jax.jit(lambda s: train(device, train(device, s, 1), -1))
     for _ in range(200):
         state = both(state)
@@ -114,7 +118,7 @@ def test_alternating_pulses_lead_to_the_symmetry_point_from_anywhere():
 def test_cells_and_pulses_spread_as_they_are_told():
     spread = Variation(step=0.2, high=0.1, low=0.05, asymmetry=0.04, pulse=0.3, write=2.0)
     device = exact(constant, variation=spread, high=1.5)
-    state = device.init((N,), jax.random.key(0), 0.0)
+    state = start(device, N)
     error = 4 / np.sqrt(2 * N)
     mean_step = (np.asarray(state.up) + np.asarray(state.down)) / 2 / 0.02
     difference = (np.asarray(state.up) - np.asarray(state.down)) / 2 / 0.02
@@ -139,7 +143,7 @@ def test_cells_and_pulses_spread_as_they_are_told():
 def test_no_cell_leaves_its_bounds_and_steps_that_are_log_normal_have_one_sign():
     wild = Variation(step=0.8, pulse=3.0, log_normal=True)
     device = pulsed(constant, step=0.1, variation=wild)
-    state = device.init((10_000,), jax.random.key(0), 0.0)
+    state = start(device, 10_000)
     logs = np.log(np.asarray(state.up) / 0.1)
     assert logs.std() == pytest.approx(0.8, rel=0.05)
     for seed, n in enumerate((20, -50)):
@@ -175,7 +179,7 @@ def test_what_is_refused():
     with pytest.raises(ValueError, match=r"no device; known are pcm, "):
         by_name("memristor")
     device = exact(constant)
-    state = device.init((2,), jax.random.key(0), 0.0)
+    state = start(device, 2)
     with pytest.raises(ValueError, match=r"pulsed.pulse: counts are float32"):
         device.pulse(state, jnp.ones(2), jax.random.key(0), 1.0)
     with pytest.raises(ValueError, match=r"pulsed.read: t = 0 s, but a cell was written at 1 s"):

@@ -67,6 +67,11 @@ def gradient(rule, network, chunk=None, key=None, steps=STEPS):
     return run(params, key)
 
 
+def state_after(rule, network, chunk):
+    run = jax.jit(lambda p: run_with_state(rule, p, *data(), chunk=chunk)[0])
+    return run(rules.parameters(network))
+
+
 def worst(grads, exact):
     pairs = zip(jax.tree.leaves(grads), jax.tree.leaves(exact), strict=True)
     return max(rules.relative_error(g, e) for g, e in pairs)
@@ -74,8 +79,8 @@ def worst(grads, exact):
 
 @pytest.mark.parametrize(
     ("name", "rounding"),
-    [(name, "nearest_even") for name in ("snu", "lif", "synaptic lif", "leaky", "gru")]
-    + [(name, "stochastic") for name in ("alif", "lstm")],
+    [(name, "nearest_even") for name in ("snu", "synaptic lif", "gru")]
+    + [(name, "stochastic") for name in ("lif", "alif", "lstm")],
 )
 def test_ostl_is_bptt_also_with_formats_on_the_states(name, rounding):
     cell, formats = CELLS[name]
@@ -104,30 +109,30 @@ def test_a_float32_trace_changes_no_bit(name, scope):
 def test_the_kept_traces_are_on_the_grid(name, scope):
     network = make(CELLS[name][0])
     rule = rules.ostl(network, LOSS, scope=scope, trace_format="fixed12.6")
-    state, _ = run_with_state(rule, rules.parameters(network), *data(), chunk=6)
-    trace = state.traces[0]
+    trace = state_after(rule, network, 6).traces[0]
     kept = trace if name == "gru" else (trace.kernels, trace.units)
     for leaf in jax.tree.leaves(kept):
         assert float(jnp.abs(leaf).max()) > 0
         np.testing.assert_array_equal(leaf * 64, jnp.round(leaf * 64))
 
 
-@pytest.mark.parametrize("chunk", [1, 6])
-def test_the_error_of_a_fixed_point_trace_is_within_a_bound_that_halves_with_each_bit(chunk):
+def test_the_error_of_a_fixed_point_trace_is_within_a_bound_that_halves_with_each_bit():
     r"""Of v = k v + W x, y = v + b: with a rounding error of at most D / 2 at each of the chunk
     borders j before step t, the trace of W is off by at most D / 2 sum_j k^(t - j), and so the
     gradient sum_t mean_B L_t eps_t by at most sum_t mean_B |L_t| of it.
     """
-    network = make(partial(LeakyReadout, tau=5e-3))
+    network, chunk = make(partial(LeakyReadout, tau=5e-3)), 6
     xs, targets = data()
     cell, dense = network.layers
     decay = float(cell.decay)
     exact = gradient(rules.ostl(network, LOSS), network, chunk)["layers"][0]["w"][...]
 
-    outputs = rules.run_sequence(
-        rules.bptt(network, LOSS), rules.parameters(network), xs, targets
-    ).outputs
-    dlogits = jax.vmap(jax.grad(lambda o, t: LOSS(o, t).mean()))(outputs, targets)
+    @jax.jit
+    def errors_of_outputs(params):
+        outputs = rules.run_sequence(rules.bptt(network, LOSS), params, xs, targets).outputs
+        return jax.vmap(jax.grad(lambda o, t: LOSS(o, t).mean()))(outputs, targets)
+
+    dlogits = errors_of_outputs(rules.parameters(network))
     signal = np.abs(np.asarray(dlogits @ dense.kernel[...].T)).sum(1)  # (T, n)
     borders = np.arange(chunk, STEPS, chunk)
     # from the border before step j on, k^(t - j + 1) of an error is in the trace at t >= j
@@ -136,7 +141,7 @@ def test_the_error_of_a_fixed_point_trace_is_within_a_bound_that_halves_with_eac
     bound_of_unit_step = 0.5 * off @ signal  # (n,)
     slack = 1e-5 * float(jnp.abs(exact).max())  # float32 sums in another order
     errors = []
-    for fraction in (4, 5, 6, 9):
+    for fraction in (4, 7):
         rule = rules.ostl(network, LOSS, trace_format=f"fixed16.{fraction}")
         got = gradient(rule, network, chunk)["layers"][0]["w"][...]
         error = np.abs(np.asarray(got - exact))
@@ -145,7 +150,7 @@ def test_the_error_of_a_fixed_point_trace_is_within_a_bound_that_halves_with_eac
     assert max(errors) > 0.05, "a bound that far off proves nothing"
 
 
-@pytest.mark.parametrize(("name", "scope"), [("snu", "full"), ("snu", "no_h"), ("gru", "full")])
+@pytest.mark.parametrize(("name", "scope"), [("snu", "no_h"), ("gru", "full")])
 def test_stochastic_traces_give_the_exact_gradient_on_average(name, scope):
     """Seen along random directions: of single numbers that rarely round up too little is seen."""
     network, draws = make(CELLS[name][0]), 300
@@ -200,7 +205,7 @@ def test_a_cell_with_a_trace_format_of_its_own_keeps_it():
     own = state_formats(SNUCell(N_IN, N, rngs=rngs), {"eligibility_trace": "fixed12.6"})
     network = Network([own, LIFCell(N, N, rngs=rngs), nnx.Linear(N, N_OUT, rngs=rngs)])
     rule = rules.ostl(network, LOSS, trace_format="fixed8.2")
-    state, _ = run_with_state(rule, rules.parameters(network), *data(), chunk=4)
+    state = state_after(rule, network, 4)
     for trace, unit in zip(state.traces[:2], (64, 4), strict=True):
         assert np.all(trace.kernels * unit % 1 == 0)
     assert np.any(state.traces[0].kernels * 4 % 1 != 0)
@@ -308,10 +313,9 @@ def test_integers_in_a_carry_go_along_under_ostl():
 
     network = Network([Counting(nnx.Rngs(0)), nnx.Linear(N, N_OUT, rngs=nnx.Rngs(1))])
     exact = gradient(rules.bptt(network, LOSS), network)
-    for chunk in (1, 4):
-        for scope in ("full", "no_h"):
-            rule = rules.ostl(network, LOSS, scope=scope)
-            assert worst(gradient(rule, network, chunk), exact) <= 1e-5
+    for chunk, scope in ((1, "full"), (4, "no_h")):
+        rule = rules.ostl(network, LOSS, scope=scope)
+        assert worst(gradient(rule, network, chunk), exact) <= 1e-5
 
 
 def test_what_is_wrong_is_named():

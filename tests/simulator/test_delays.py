@@ -1,5 +1,7 @@
 """Delay lines and dense kernels over lags: against sums written out, and against BPTT per leaf."""
 
+from functools import cache
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -86,7 +88,8 @@ def test_a_stream_goes_on_across_chunks():
 def test_nothing_leaks_from_the_future():
     layer = DelayedDense(N_IN, N, LAGS, rngs=nnx.Rngs(0))
     xs = inputs()
-    through = jax.jacobian(lambda xs: layer.convolve(xs)[:, 0, 0])(xs)[:, :, 0]  # (t_out, t_in, n)
+    jacobian = jax.jit(jax.jacobian(lambda xs: layer.convolve(xs)[:, 0, 0]))
+    through = jacobian(xs)[:, :, 0]  # (t_out, t_in, n)
     back = np.arange(STEPS)[:, None] - np.arange(STEPS)
     reached = np.abs(np.asarray(through)).max(-1) > 0
     np.testing.assert_array_equal(reached, (back >= 0) & (back < LAGS))
@@ -110,15 +113,19 @@ def test_below_a_convolution_it_makes_a_spatio_temporal_kernel():
     np.testing.assert_allclose(got, expected, atol=3e-6)
 
 
-@pytest.mark.parametrize("scope", ["full", "no_h"])
-@pytest.mark.parametrize("chunk", [1, 6])
+@pytest.mark.parametrize(("scope", "chunk"), [("full", 1), ("full", 6), ("no_h", 6)])
 def test_ostl_is_exact_for_all_lags_of_a_dense_layer(scope, chunk):
-    network = Network([DelayLine(N_IN, LAGS), DelayedDense(N_IN, N, LAGS, rngs=nnx.Rngs(0))])
-    data = inputs(), inputs(1, N)
-    exact = gradient(rules.bptt(network, LOSS), network, data)
+    network, data, exact = of_a_dense_layer()
     found = errors(gradient(rules.ostl(network, LOSS, scope=scope), network, data, chunk), exact)
     assert found.keys() == {"1.kernel", "1.bias"}
     assert max(found.values()) <= 1e-6
+
+
+@cache
+def of_a_dense_layer():
+    network = Network([DelayLine(N_IN, LAGS), DelayedDense(N_IN, N, LAGS, rngs=nnx.Rngs(0))])
+    data = inputs(), inputs(1, N)
+    return network, data, gradient(rules.bptt(network, LOSS), network, data)
 
 
 def test_ostl_above_a_line_is_exact_in_float64():
@@ -140,12 +147,17 @@ def cell_above(recurrent, seed=0):
     return Network([DelayLine(N_IN, LAGS), cell, nnx.Linear(N, 2, rngs=rngs)])
 
 
+@cache
+def of_a_cell_above(recurrent):
+    network, data = cell_above(recurrent), (2 * inputs(), inputs(1, 2))
+    return network, data, gradient(rules.bptt(network, LOSS), network, data)
+
+
 @pytest.mark.parametrize(
     ("recurrent", "scope"), [(True, "full"), (False, "full"), (False, "no_h"), (True, "no_h")]
 )
 def test_ostl_of_a_cell_above_a_line_is_what_it_is_without_delays(recurrent, scope):
-    network, data = cell_above(recurrent), (2 * inputs(), inputs(1, 2))
-    exact = gradient(rules.bptt(network, LOSS), network, data)
+    network, data, exact = of_a_cell_above(recurrent)
     found = errors(gradient(rules.ostl(network, LOSS, scope=scope), network, data, 4), exact)
     if recurrent and scope == "no_h":
         assert min(found[k] for k in ("1.w", "1.h", "1.d")) > 1e-2

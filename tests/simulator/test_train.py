@@ -1,6 +1,7 @@
 """The training loop against loops written out, and against itself when it stops half-way."""
 
 import functools
+import importlib
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +30,7 @@ from spikebit.simulator.train import (
 )
 
 pytestmark = pytest.mark.usefixtures("compile_quickly")
+training = importlib.import_module("spikebit.simulator.train")  # the function is called so too
 
 FEATURES, HIDDEN, CLASSES, STEPS = 6, 5, 3, 4
 FULL = functools.partial(ostl, scope="full")
@@ -222,8 +224,21 @@ def stochastic():
     )
 
 
-def test_a_run_that_stops_goes_on_to_the_same_bits():
+def keep_the_program(monkeypatch):
+    """The one job of a test is compiled when it is first trained; `test_cli` has processes."""
+    make, made = training._make_segment, []
+
+    def once(*arguments):
+        if not made:
+            made.append(make(*arguments))
+        return made[0]
+
+    monkeypatch.setattr(training, "_make_segment", once)
+
+
+def test_a_run_that_stops_goes_on_to_the_same_bits(monkeypatch):
     j, saved, lines = stochastic(), [], []
+    keep_the_program(monkeypatch)
 
     def on_checkpoint(*checkpoint):
         saved.append((len(lines), checkpoint))

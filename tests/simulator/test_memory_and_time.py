@@ -1,6 +1,8 @@
 """Study of memory and time: gradients against BPTT, memory against closed bounds, refusals."""
 
+import gc
 import mmap
+import time
 
 import jax
 import jax.numpy as jnp
@@ -65,12 +67,16 @@ def test_a_trace_with_h_has_a_number_for_each_unit_and_parameter():
 
 
 def test_the_memory_of_the_process_is_that_of_its_arrays():
+    gc.collect()  # nothing else is given back meanwhile
     before = study.resident_bytes()
     if before is None:
         pytest.skip("this system does not tell it")
     with mmap.mmap(-1, 64 * 2**20) as held:  # pages of its own: an array may take freed ones
         for start in range(0, len(held), mmap.PAGESIZE):
             held[start] = 1
+        deadline = time.monotonic() + 20  # a busy system may account for pages late
+        while study.resident_bytes() - before <= 60 * 2**20 and time.monotonic() < deadline:
+            time.sleep(0.05)
         assert 60 * 2**20 < study.resident_bytes() - before < 80 * 2**20
 
 

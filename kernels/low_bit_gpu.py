@@ -30,22 +30,25 @@ def matmul(x: Float[Array, "rows k"], w: PackedMatrix) -> Float[Array, "rows n"]
     """Computes x @ dequantize(w), sums in float32, rounded to the dtype of x at the end."""
     if w.layout != "planes" or not x.size or not w.shape[1]:
         return matmul_reference(x, w)
+    return product(x, w, x.dtype)
+
+
+def product(x: Float[Array, "rows k"], w: PackedMatrix, dtype: jnp.dtype) -> Float[Array, "rows n"]:
+    """Computes x @ dequantize(w), of the layout planes, rounded to a dtype of its own."""
     rows = in_thirds(x) if x.dtype == jnp.float32 and w.table is None else x
     tile = best_tile("low_bit", triton_bridge.capability(), rows.shape[0], w)
     if tile is None:
-        return _dense(x, w)
+        return _dense(x, w).astype(dtype)
     several = tile.split > 1 or rows is not x
-    y = _partial_sums(rows, w, tile, jnp.float32 if several else x.dtype)
+    y = _partial_sums(rows, w, tile, jnp.float32 if several else dtype)
     # in a fixed order: the same numbers each time, unlike those of atomic additions
-    return jnp.sum(y.reshape(-1, x.shape[0], w.shape[1]), axis=0).astype(x.dtype)
+    return jnp.sum(y.reshape(-1, x.shape[0], w.shape[1]), axis=0).astype(dtype)
 
 
 def _dense(x, w):  # float weights take one rounding more than the kernel's, to the dtype of x
-    weights, precision = dequantize(unpack(w)).astype(x.dtype), None
-    if x.dtype == jnp.float32:
-        precision = "highest"
-    y = jnp.dot(x, weights, precision=precision, preferred_element_type=jnp.float32)
-    return y.astype(x.dtype)
+    weights = dequantize(unpack(w)).astype(x.dtype)
+    precision = "highest" if x.dtype == jnp.float32 else None
+    return jnp.dot(x, weights, precision=precision, preferred_element_type=jnp.float32)
 
 
 def in_thirds(x: Float32[Array, "rows k"]) -> BFloat16[Array, "rows3 k"]:

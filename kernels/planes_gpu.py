@@ -127,3 +127,66 @@ def look_up(half, low, high):
         True,
         2,
     )
+
+
+@no_type_check
+@triton.jit
+def plane_of_bytes(
+    word,  # (columns, rows) int32
+    third,  # for 3 bits: bit J is the third one of plane J; else anything
+    table,  # pointer to 2^BITS int8; read where TABLE, and of 4 bits with ASM in `low_bytes`
+    low_bytes,
+    J: tl.constexpr,
+    BITS: tl.constexpr,
+    TABLE: tl.constexpr,
+    ASM: tl.constexpr,
+):
+    """The numbers of plane J as int8, (columns, rows): two instructions a number at most."""
+    STORED: tl.constexpr = 2 if BITS == 3 else BITS
+    center: tl.constexpr = 1 << (BITS - 1)
+    if not ASM or (TABLE and BITS != 4):
+        codes = (word >> (STORED * J)) & ((1 << STORED) - 1)
+        if BITS == 3:
+            codes = codes | (((third >> J) & 1) << 2)
+        if TABLE:
+            return tl.load(table + codes)
+        return (codes - center).to(tl.int8)
+    codes = _byte(word, STORED * J // 8)
+    shift: tl.constexpr = STORED * J % 8
+    if TABLE:
+        find: tl.constexpr = f"""{{ .reg .b32 a, c, l, h;
+            shr.u32 a, $1, {shift}; and.b32 a, a, 0x0F0F0F0F; shr.u32 c, a, 4; or.b32 a, a, c;
+            prmt.b32 a, a, 0, 0x4420; shr.u32 c, a, 1; and.b32 a, a, 0x7777;
+            lop3.b32 c, c, 0x4444, 0x3210, 0xEA;
+            prmt.b32 l, $5, $9, a; prmt.b32 h, $13, $17, a; prmt.b32 $0, l, h, c; }}"""
+        return tl.inline_asm_elementwise(
+            find,
+            "=r" + ",r" * 17,
+            [codes, low_bytes[0], low_bytes[1], low_bytes[2], low_bytes[3]],
+            tl.int8,
+            True,
+            4,
+        )
+    mask: tl.constexpr = 0x01010101 * ((1 << STORED) - 1)
+    up: tl.constexpr = 0x01010101 * (0x80 - center)  # q + 128 - center has no carry into its
+    if BITS == 8:  # neighbour; without its highest bit it is the difference
+        flip: tl.constexpr = "xor.b32 $0, $1, 0x80808080;"
+        return tl.inline_asm_elementwise(flip, "=r,r", [codes], tl.int8, True, 4)
+    if BITS == 3:
+        highest = _byte(third, J // 8)
+        both: tl.constexpr = f"""{{ .reg .b32 a, b;
+            shr.u32 a, $1, {shift}; and.b32 a, a, {mask}; shr.u32 b, $2, {J % 8};
+            and.b32 b, b, 0x01010101; shl.b32 b, b, 2; or.b32 a, a, b;
+            add.u32 a, a, {up}; xor.b32 $0, a, 0x80808080; }}"""
+        return tl.inline_asm_elementwise(both, "=r,r,r", [codes, highest], tl.int8, True, 4)
+    asm: tl.constexpr = f"""{{ .reg .b32 a; shr.u32 a, $1, {shift}; and.b32 a, a, {mask};
+        add.u32 a, a, {up}; xor.b32 $0, a, 0x80808080; }}"""
+    return tl.inline_asm_elementwise(asm, "=r,r", [codes], tl.int8, True, 4)
+
+
+@no_type_check
+@triton.jit
+def _byte(word, B: tl.constexpr):
+    asm: tl.constexpr = f"""{{ .reg .b32 a, b; prmt.b32 a, $1, $2, {0x40 + 0x11 * B};
+        prmt.b32 b, $3, $4, {0x40 + 0x11 * B}; prmt.b32 $0, a, b, 0x5410; }}"""
+    return tl.inline_asm_elementwise(asm, "=r,r,r,r,r", [word], tl.int8, True, 4)

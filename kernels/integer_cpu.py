@@ -213,15 +213,15 @@ def _block(frame, like, scratch, task):
     tiles, width = scratch + _tiles_place(rows, groups), _tile_width(group)
     with_tiles = _with_tiles(kind, rows)
     panel_size, sums_size = _BLOCKS * group * 16, 2 * _TILE * _BLOCKS * 64
-    memory = np.empty(panel_size + sums_size + (end - start) * _COLUMNS * 4 + 64, np.uint8)
-    panel = _aligned(memory.ctypes.data)
+    memory = ffi.malloc(panel_size + sums_size + (end - start) * _COLUMNS * 4 + 64)
+    panel = _aligned(memory)
     sums = panel + panel_size
     total = ffi.matrix_at(sums + sums_size, (end - start, _COLUMNS), np.float32(0))
     total[:] = 0
     if with_tiles:
-        shapes = np.zeros(64, np.uint8)
-        _tile_shapes(shapes, width)
-        amx.configure(shapes.ctypes.data)
+        shapes = ffi.matrix_at(panel, (1, 64), np.uint8(0))  # before there are other bytes
+        _tile_shapes(shapes[0], width)
+        amx.configure(panel)
 
     for g in range(groups):
         w = words.ctypes.data + block * words.shape[1] + g * group * 2 * field
@@ -288,6 +288,7 @@ def _block(frame, like, scratch, task):
     for row in range(start, end):
         for j in range(_COLUMNS):
             y[row, column_task * _COLUMNS + j] = total[row - start, j] * x_scale[row, 0]
+    ffi.free(memory)
 
 
 @no_type_check

@@ -59,7 +59,8 @@ def unpack_codes(
     _check("unpack_codes", layout, shape, bits, group)
     k, n = shape
     groups, blocks = k // group if group else 1, -(-n // COLUMNS)
-    rows = groups * (group + -group % rows_of_line(bits))
+    deep = group + -group % rows_of_line(bits)
+    rows = groups * deep
     wanted = [(blocks, rows * field // 32, COLUMNS, 4) for field in _FIELDS[bits]]
     if [w.shape for w in words] != wanted:
         raise ValueError(
@@ -72,7 +73,7 @@ def unpack_codes(
         part = packed.transpose(1, 3, 0, 2)[:, None] >> place & (1 << field) - 1
         codes |= part.reshape(rows, blocks * COLUMNS) << shift
         shift += field
-    codes = codes.reshape(groups, rows // groups, blocks * COLUMNS)
+    codes = codes.reshape(groups, deep, blocks * COLUMNS)
     return codes[:, :group, :n].reshape(k, n)
 
 

@@ -266,6 +266,17 @@ def result(frame, i, like):
 
 @no_type_check
 @inlined
+def result_as(frame, i, shape, like):
+    """The i-th result, of any number of axes, as a matrix of that shape.
+
+    For a result that takes the place of an argument: XLA copies both where the call stands between
+    reshapes, as in `x.reshape(1, -1)`, so such an array comes as it is.
+    """
+    return matrix_at(_word(_word(_word(frame, 14), i), 3), shape, like)
+
+
+@no_type_check
+@inlined
 def _leave(state):
     if _add_word(state, _USERS, -1) == 1:
         free(state)

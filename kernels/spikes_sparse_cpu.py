@@ -11,7 +11,7 @@ from typing import no_type_check
 
 import jax
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Shaped
 
 from . import ffi, simd
 from .sparse import Pattern
@@ -25,7 +25,7 @@ def forward(
 ) -> Float[Array, "rows n"]:
     """Computes x @ W."""
     out = jax.ShapeDtypeStruct((x.shape[0], pattern.shape[1]), x.dtype)
-    return _call("forward", out, x, data[None], *_places(pattern))
+    return _call("forward", out, x, as_row(data), *_places(pattern))
 
 
 def weight_gradient(
@@ -44,11 +44,16 @@ def input_gradient(
 ) -> Float[Array, "rows k"]:
     """Computes dy @ W.T where needed, 0 elsewhere."""
     out = jax.ShapeDtypeStruct(needed.shape, dy.dtype)
-    return _call("input_gradient", out, dy, data[None], *_places(pattern), needed)
+    return _call("input_gradient", out, dy, as_row(data), *_places(pattern), needed)
+
+
+def as_row(a: Shaped[Array, " size"]) -> Shaped[Array, "1 size"]:
+    """A list as the matrix that a handler takes; a new axis would be a copy to XLA."""
+    return a.reshape(1, a.size)
 
 
 def _places(pattern):
-    return pattern.indptr[None], pattern.indices[None]
+    return as_row(pattern.indptr), as_row(pattern.indices)
 
 
 def _call(operation, out, *args):

@@ -7,6 +7,7 @@ from `quantize_rows`; products of float inputs stand in `low_bit`.
 """
 
 import dataclasses
+import math
 from typing import NamedTuple
 
 import jax
@@ -164,7 +165,8 @@ def integer_matmul(
                 f"{who} got the table {np.asarray(w.table).tolist()}: integer products are for "
                 "tables in halves, of at most 63.5; low_bit_matmul takes any."
             )
-    x, s = x_codes.reshape(-1, x_codes.shape[-1]), x_scale.reshape(-1, 1)
+    rows = math.prod(x_codes.shape[:-1])
+    x, s = x_codes.reshape(rows, x_codes.shape[-1]), x_scale.reshape(rows, 1)
     if dispatch.forced() == "reference":
         y = matmul_reference(x, s, w)
     else:
@@ -208,7 +210,8 @@ def _forward(x_codes, x_scale, w):
 @_forward.def_vmap
 def _forward_batch(size, in_batched, x_codes, x_scale, w):
     if in_batched[0] and in_batched[1] and not any(jax.tree.leaves(in_batched[2])):
-        y = _forward(x_codes.reshape(-1, x_codes.shape[-1]), x_scale.reshape(-1, 1), w)
+        rows, k = size * x_codes.shape[1], x_codes.shape[2]
+        y = _forward(x_codes.reshape(rows, k), x_scale.reshape(rows, 1), w)
         return y.reshape(*x_codes.shape[:-1], w.shape[1]), True
     axes = jax.tree.map(lambda batched: 0 if batched else None, tuple(in_batched))
     return jax.vmap(sequential_vmap(_forward), axes)(x_codes, x_scale, w), True

@@ -7,6 +7,7 @@ Products of integer inputs stand in `integer`, what is packed how in `layouts`.
 """
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -61,7 +62,7 @@ def low_bit_matmul(x: Float[Array, "*batch k"], w: PackedMatrix) -> Float[Array,
             f"{w.shape}: x is float32, bfloat16 or float16, and its last axis as long as the "
             "first of the two axes of w."
         )
-    rows = x.reshape(-1, x.shape[-1])
+    rows = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
     if dispatch.forced() == "reference":
         y = matmul_reference(rows, w)
     else:
@@ -113,7 +114,7 @@ def _forward(x, w):
 @_forward.def_vmap
 def _forward_batch(size, in_batched, x, w):
     if not any(jax.tree.leaves(in_batched[1])):
-        y = _forward(x.reshape(-1, x.shape[-1]), w)
+        y = _forward(x.reshape(size * x.shape[1], x.shape[2]), w)
         return y.reshape(*x.shape[:-1], w.shape[1]), True
     axes = jax.tree.map(lambda batched: 0 if batched else None, tuple(in_batched))
     return jax.vmap(sequential_vmap(_forward), axes)(x, w), True

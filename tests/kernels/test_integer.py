@@ -15,8 +15,7 @@ from spikebit.kernels.integer import integer_matmul, matmul_reference, two_level
 from spikebit.kernels.matrix import BITS, quantized_matrix
 
 pytestmark = pytest.mark.usefixtures("compile_quickly")
-WHOLE = [case for case in cases.CASES if case.kind != "table"]
-FULL = [case for case in WHOLE if 0 not in case[:3]]
+FULL = [case for case in cases.CASES if case.kind != "table" and 0 not in case[:3]]
 KINDS = {"reference": None} | {f"kind {kind}": kind for kind in integer_cpu.kinds()}
 
 
@@ -110,10 +109,13 @@ def test_parts_of_a_product_are_the_same_bits():
     np.testing.assert_array_equal(some, y[:100, 64:128])
 
 
-@pytest.mark.parametrize("case", [c for c in WHOLE if 0 in c[:3]], ids=lambda c: c.name)
-def test_empty(case):
-    y = integer_matmul(*inputs(case), packed(case))
-    assert y.shape == (case.m, case.n)
+@pytest.mark.parametrize("shape", [(0, 64, 8), (3, 64, 0), (2, 0, 5)])
+def test_empty(shape):
+    m, k, n = shape
+    w = quantized_matrix(np.zeros((k, n), np.uint8), np.ones((1, n), np.float32))
+    x, scale = jnp.ones((m, k), jnp.int8), jnp.ones((m, 1))
+    y = integer_matmul(x, scale, layouts.pack(w, "vnni"))
+    np.testing.assert_array_equal(y, np.zeros((m, n)))
 
 
 def test_jit_vmap_and_scan():

@@ -34,7 +34,7 @@ def deliver(
 
     so that a spike with delay 0 arrives at once. The sum due at step t is kept at t modulo lags.
     On CPUs only the connections of active inputs are visited, and the buffer is changed in place
-    where XLA can, as in a `scan`; results do not depend on the number of threads.
+    where XLA can, as in a `scan`, and results do not depend on the number of threads.
 
     Works under `jit`, `scan`, `grad` (of buffer, spikes and weights) and `vmap`, which goes one by
     one: give batches as axes. Forward-mode and second derivatives need SPIKEBIT_KERNELS=reference.

@@ -50,8 +50,8 @@ def sparse_stdp(
     `learning_rules.stdp.PairSTDP`. With the spikes of this step in `pre_trace` it potentiates, with
     those in `post_trace` it depresses.
 
-    Works under `jit`, `scan` and `vmap` (one by one); on CPUs the weights of a `scan` are changed in
-    place, and results do not depend on the number of threads. It has no derivative.
+    Works under `jit`, `scan` and `vmap` (one by one). On CPUs the weights of a `scan` are changed
+    in place, and results do not depend on the number of threads. It has no derivative.
 
     Args:
         weights: (k, n), float32 or float64.

@@ -103,7 +103,18 @@ class GatedUnits(nnx.Module):
 
 
 class DecoderBlock(nnx.Module):
-    """One layer: attention and gated units, each added to what it reads."""
+    """One layer: attention and gated units, each added to what it reads.
+
+    `STAGES` are its linear maps in the order in which they are computed; those that stand together
+    read the same.
+    """
+
+    STAGES = (
+        ("attention.q", "attention.k", "attention.v"),
+        ("attention.o",),
+        ("mlp.gate", "mlp.up"),
+        ("mlp.down",),
+    )
 
     def __init__(self, config: DecoderConfig, fill: Fill, number: int):
         """Takes the arrays of the layer of a number."""

@@ -38,7 +38,13 @@ class EncoderConfig:
 
 
 class EncoderBlock(nnx.Module):
-    """One layer: attention and units, each added to what it reads and then normed."""
+    """One layer: attention and units, each added to what it reads and then normed.
+
+    `STAGES` are its linear maps in the order in which they are computed; those that stand together
+    read the same.
+    """
+
+    STAGES = (("q", "k", "v"), ("o",), ("up",), ("down",))
 
     def __init__(self, config: EncoderConfig, fill: Fill, number: int):
         """Takes the arrays of the layer of a number."""

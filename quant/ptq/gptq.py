@@ -17,7 +17,7 @@ from ..blocks import BlockFormat
 from ..qtensor import QTensor
 from ..scaled import Scale
 from .grid import Grid
-from .layer import as_groups, as_qtensor
+from .layer import as_groups, as_qtensor, padded
 
 _BLOCK = 128  # columns whose errors are passed on together; the result does not depend on it
 _RAISE = 10.0  # of the damping where the Hessian is still not positive definite
@@ -46,7 +46,8 @@ def gptq(
 
     The grid of a group is fitted when its first column is reached, to the weights as they are then;
     with `by_importance`, for a format whose scales are codes, and for a group of all inputs, to
-    the weights as they were. Inputs that were always 0 get weights of 0.
+    the weights as they were. Inputs that were always 0 get weights of 0; inputs that are no whole
+    number of groups are `padded` with such, and so are the codes.
 
     Args:
         w: of Y = X W^T.
@@ -73,9 +74,12 @@ def gptq(
         raise ValueError(f"gptq: a Hessian of shape {h.shape} for {inputs} inputs.")
     if not np.isfinite(h).all() or not np.isfinite(np.asarray(w)).all():
         raise ValueError("gptq: weights or Hessian are not finite; did activations overflow?")
+    w32 = padded(w.astype(jnp.float32), group)
+    h = np.pad(h, (0, w32.shape[1] - inputs))
+    inputs = w32.shape[1]
     dead = np.diag(h) == 0
     h[dead, dead] = 1.0
-    w32 = jnp.where(jnp.asarray(dead), 0.0, w.astype(jnp.float32))
+    w32 = jnp.where(jnp.asarray(dead), 0.0, w32)
     groups = as_groups(w32, group)
     order = np.argsort(-np.diag(h), kind="stable") if by_importance else np.arange(inputs)
     upper, damping = _upper(h[np.ix_(order, order)], damping)
@@ -138,9 +142,10 @@ def _sweep(
         loss = loss + done[2]
         if last < inputs:
             w = w.at[:, last:].add(-(done[1] @ upper[first:last, last:]))
-    if scale is None:
-        scale = jax.tree.map(lambda *parts: jnp.concatenate(parts, 1), *scales)
-    return jnp.concatenate(codes, 1), scale, loss
+    fitted = jax.tree.map(lambda *parts: jnp.concatenate(parts, 1), *scales) if scales else None
+    found = fitted if scale is None else scale
+    assert found is not None
+    return jnp.concatenate(codes, 1), found, loss
 
 
 def _columns(scale: Scale, groups: np.ndarray) -> Scale:

@@ -13,19 +13,25 @@ from ..scaled import Scale
 from .grid import Grid
 
 
-def as_groups(w: Float[Array, "outputs inputs"], group: int | None) -> Float[Array, "o groups k"]:
-    """Weights with those that share a scale along the last axis.
+def padded(
+    w: Float[Array, "outputs inputs"], group: int | None
+) -> Float[Array, "outputs more_inputs"]:
+    """The weight with inputs of weight 0 added, up to a whole number of groups.
 
     Raises:
-        ValueError: a group that does not divide the inputs.
+        ValueError: a group below 1.
     """
+    if group is None:
+        return w
+    if group < 1:
+        raise ValueError(f"groups of {group}: needs at least one input, or None for all.")
+    return jnp.pad(w, ((0, 0), (0, -w.shape[1] % group)))
+
+
+def as_groups(w: Float[Array, "outputs inputs"], group: int | None) -> Float[Array, "o groups k"]:
+    """Weights with those that share a scale along the last axis; groups divide the inputs."""
     outputs, inputs = w.shape
     k = inputs if group is None else group
-    if k < 1 or inputs % k:
-        raise ValueError(
-            f"groups of {group}: a weight (outputs, inputs) of shape {w.shape} has no whole number "
-            f"of them along its inputs; choose a divisor of {inputs}, or None."
-        )
     return w.reshape(outputs, inputs // k, k)
 
 
@@ -41,12 +47,14 @@ def round_to_nearest(
 ) -> QTensor:
     """Every weight by itself to the nearest value of its group's grid.
 
+    Where the inputs are no whole number of groups, the codes are those of the `padded` weight.
+
     Raises:
-        ValueError: a group that does not divide the inputs, or a rule the format cannot take.
+        ValueError: a group below 1, or a rule the format cannot take.
     """
-    groups = as_groups(w.astype(jnp.float32), group)
+    groups = as_groups(padded(w.astype(jnp.float32), group), group)
     scale = grid.fit(groups)
-    codes = grid.codes(groups, each_number(scale)).reshape(w.shape)
+    codes = grid.codes(groups, each_number(scale)).reshape(len(w), -1)
     return as_qtensor(grid, codes, scale, group, str(w.dtype))
 
 

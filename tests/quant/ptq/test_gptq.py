@@ -106,6 +106,20 @@ def test_inputs_that_are_always_0_get_weights_of_0():
     assert (np.asarray(done.weights.dequantize())[:, [3, 7]] == 0).all()
 
 
+def test_inputs_that_are_no_whole_number_of_groups_are_padded():
+    for grid in GRIDS.values():
+        nearest, done = round_to_nearest(W, grid, 20), gptq(W, H, grid, 20).weights
+        assert nearest.shape == done.shape == (20, 60)
+        assert (np.asarray(done.dequantize())[:, 48:] == 0).all()
+        whole = round_to_nearest(W[:, :40], grid, 20)
+        assert (nearest.codes[:, :40] == whole.codes).all()
+        alone = round_to_nearest(W[:, 40:], grid)  # zeros change no range that holds 0
+        assert (nearest.dequantize()[:, 40:48] == alone.dequantize()).all()
+        assert proxy_loss(W, done.dequantize()[:, :48], H) < proxy_loss(
+            W, nearest.dequantize()[:, :48], H
+        )
+
+
 def test_damping_is_raised_until_it_is_enough_and_then_refused():
     few = X[:3].T @ X[:3]  # rank 3
     assert gptq(W, few, GRIDS["symmetric"], damping=0.01).damping == 0.01
@@ -120,8 +134,8 @@ def test_what_does_not_fit():
         gptq(W, np.eye(3), GRIDS["symmetric"])
     with pytest.raises(ValueError, match="not finite"):
         gptq(W, np.full((INPUTS, INPUTS), np.inf), GRIDS["symmetric"])
-    with pytest.raises(ValueError, match=r"groups of 20: .* choose a divisor of 48"):
-        gptq(W, H, GRIDS["symmetric"], 20)
+    with pytest.raises(ValueError, match=r"groups of 0: needs at least one input"):
+        gptq(W, H, GRIDS["symmetric"], 0)
     with pytest.raises(ValueError, match="its scales are codes themselves"):
         round_to_nearest(W, Grid.of("mxfp4", "search"), 16)
 

@@ -177,7 +177,7 @@ def test_counts_go_beyond_32_bits():
 
 
 def test_stochastic_rounding_cures_stagnation():
-    """Card 2.1: w = 1 minus 10,000 updates of 1e-4 in bfloat16, 1000 weights at once."""
+    """w = 1 minus 10,000 updates of 1e-4 in bfloat16, 1000 weights at once."""
     n, steps = 1000, 10_000
 
     def train(rounding):

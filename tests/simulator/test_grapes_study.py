@@ -144,7 +144,7 @@ def test_an_experiment_modulates_its_rule_or_its_updates():
     images = jax.random.normal(jax.random.key(0), (3, 2, 28 * 28))
     targets = jax.numpy.zeros((3, 2), jax.numpy.int32)
 
-    def job(grapes, name="ostl"):
+    def job(grapes, name="bptt"):
         sections = {"network": NetworkSettings(**settings), "rule": Rule(name=name, grapes=grapes)}
         optimizer = Optimizer(name="sgd", learning_rate=1.0)
         return build(Experiment(**sections, optimizer=optimizer, data=Data(limit=50)))
@@ -169,8 +169,8 @@ def test_an_experiment_modulates_its_rule_or_its_updates():
     modulated = updates(job("propagating"))["layers"]
     assert relative_error(modulated[1], local["layers"][1]) < 1e-6  # the highest hidden layer
     assert relative_error(modulated[0], local["layers"][0]) > 0.01
-    doubled = updates(job("two", "bptt"))["layers"]
-    exact = updates(job(None, "bptt"))["layers"]
+    doubled = updates(job("two", "ostl"))["layers"]
+    exact = updates(job(None, "ostl"))["layers"]
     for i, factor in ((0, 4), (1, 2), (2, 1)):
         assert relative_error(doubled[i], jax.tree.map(lambda g, f=factor: f * g, exact[i])) < 1e-6
     perm = updates(job("perm"))["layers"]

@@ -16,6 +16,7 @@ TINY = {
     "data": {"limit": 40},
     "encoder": {"name": "direct", "steps": 2},
     "network": {"cell": "soft_snu", "hidden": [8]},
+    "rule": {"name": "bptt"},
     "optimizer": {"name": "adam", "learning_rate": 1e-2},
     "train": {"epochs": 2, "batch": 10, "log_every": 3},
 }  # 4 batches an epoch

@@ -20,6 +20,7 @@ from . import simd_lines
 _ARCH_PRCTL, _REQUEST, _TILES = 158, 0x1023, 18  # numbers of Linux on x86-64
 BLOCKS = 2  # of 16 columns, which a product has
 _W, _X = 4, 6  # the first tiles of either operand; sums are tiles 0 to 3
+_AHEAD = 2048  # bytes of weights that a product of 16 rows asks for before it needs them
 _I8, _I64, _VOID = ir.IntType(8), ir.IntType(64), ir.VoidType()
 HAS_AMX = bool(
     simd_lines.FEATURES.get("amx-int8")
@@ -92,6 +93,10 @@ def _product(row_tiles, blocks):
             for b in range(blocks):
                 place = _pointer(builder, builder.add(ws[b], offset))
                 _tile(builder, "tileloadd64", _I8(_W + b), place, _I64(64))
+            for line in range(16 if row_tiles == 1 else 0):  # a few rows wait for weights
+                for b in range(blocks):
+                    ahead = builder.add(offset, _I64(_AHEAD + 64 * line))
+                    simd_lines.prefetch(builder, builder.add(ws[b], ahead))
             for i in range(row_tiles):
                 place = builder.add(builder.add(x, builder.mul(x_stride, _I64(i))), offset)
                 _tile(builder, "tileloadd64", _I8(_X + i), _pointer(builder, place), width)

@@ -101,7 +101,7 @@ def _dequantize(bits, source, high, table, zero, scale, k, out):
 
 @no_type_check
 @ffi.compiled
-def _block(frame, like, extra, task):
+def _block(frame, like, inputs, task):
     x, scale = ffi.argument(frame, 1, like), ffi.argument(frame, 2, like)
     zeros, table = ffi.argument(frame, 3, like), ffi.argument(frame, 4, like).ctypes.data
     words, highs = ffi.argument(frame, 5, np.uint8(0)), ffi.argument(frame, 6, np.uint8(0))
@@ -122,7 +122,7 @@ def _block(frame, like, extra, task):
         numbers = 4 * (g * n + column_task * _COLUMNS)
         zero = zeros.ctypes.data + numbers if zeros.size > 1 else 0
         numbers += scale.ctypes.data
-        x_here = x.ctypes.data + 4 * (start * k + g * group)
+        x_here = inputs + 4 * (start * k + g * (end - start) * group)
         if rows == 1:
             if zero == 0 and bits < 4:
                 zero = no_zeros.ctypes.data
@@ -156,8 +156,8 @@ def _block(frame, like, extra, task):
                 )
             for row in range(0, end - start, _FEW):
                 simd_tables.add_products(
-                    x_here + 4 * (row * k + part),
-                    4 * k,
+                    x_here + 4 * (row * group + part),
+                    4 * group,
                     end - start - row,
                     panel.ctypes.data,
                     _DEEP * 64,
@@ -172,6 +172,23 @@ def _block(frame, like, extra, task):
 _loop = ffi.shared_loop(_block)
 
 
+@no_type_check
+@ffi.compiled
+def _by_groups(x, groups, out):
+    """The rows of a task group by group: what is read together then lies together.
+
+    Rows that are a power of two apart would share few places of the caches.
+    """
+    rows, k = x.shape
+    group, flat = k // groups, out.reshape(-1)
+    for start in range(0, rows, _ROWS):
+        here = min(_ROWS, rows - start)
+        for row in range(here):
+            for g in range(groups):
+                place = start * k + (g * here + row) * group
+                flat[place : place + group] = x[start + row, g * group : (g + 1) * group]
+
+
 def _handler(api, zero):
     @no_type_check
     def low_bit_matmul(frame):
@@ -179,10 +196,16 @@ def _handler(api, zero):
             return 0
         x, scale = ffi.argument(frame, 1, zero), ffi.argument(frame, 2, zero)
         tasks = _column_tasks(frame) * ((x.shape[0] + _ROWS - 1) // _ROWS)
+        inputs = x.ctypes.data
+        if x.shape[0] > 1:
+            inputs = ffi.malloc(4 * x.size)
+            _by_groups(x, scale.shape[0], ffi.matrix_at(inputs, x.shape, zero))
         helpers = 0
         if x.size * scale.shape[1] >= _SERIAL:
             helpers = min(tasks - 1, ffi.other_threads(frame, api))
-        _loop(frame, api, zero, 0, tasks, helpers)
+        _loop(frame, api, zero, inputs, tasks, helpers)
+        if x.shape[0] > 1:
+            ffi.free(inputs)
         return 0
 
     return low_bit_matmul

@@ -109,6 +109,13 @@ def _load_bytes(builder, bits, source, high, entries, i):
     return _bytes_of(builder, bits, lines, top, entries)
 
 
+def _prefetch_lines(builder, bits, source, i):
+    ahead = builder.mul(i, _I64(64 * _lines_of(bits)))
+    for j in range(_lines_of(bits)):
+        place = builder.add(ahead, _I64(_AHEAD + 64 * j))
+        prefetch(builder, builder.add(source, place))
+
+
 def _unpacking(bits):
     """Makes `unpack(source, high, table, lines, out)`: what 16 bytes at `table` say of codes.
 
@@ -119,6 +126,7 @@ def _unpacking(bits):
         source, high, table, lines, out = args
         entries = load(builder, ir.VectorType(_I8, 16), table)
         with cgutils.for_range(builder, lines) as loop:
+            _prefetch_lines(builder, bits, source, loop.index)
             made = _load_bytes(builder, bits, source, high, entries, loop.index)
             place = builder.mul(loop.index, _I64(64 * len(made)))
             for i, line in enumerate(made):
@@ -249,10 +257,7 @@ def _row_product(step, bits):
             builder.store(ir.Constant(_WORDS, None), total)
         with cgutils.for_range(builder, lines) as loop:
             for b in range(BLOCKS):
-                ahead = builder.add(
-                    builder.mul(loop.index, _I64(64 * _lines_of(bits))), _I64(_AHEAD)
-                )
-                prefetch(builder, builder.add(ws[b], ahead))
+                _prefetch_lines(builder, bits, ws[b], loop.index)
                 made = _load_bytes(builder, bits, ws[b], highs[b], entries, loop.index)
                 for i, line in enumerate(made):
                     four = builder.mul(loop.index, _I64(4 * len(made)))

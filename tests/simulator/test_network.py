@@ -95,9 +95,9 @@ def test_simulate_under_jit_vmap_and_grad(network, xs):
         return simulate(nnx.merge(graphdef, params, rest), xs).outputs
 
     np.testing.assert_allclose(jax.jit(run)(params, xs), eager, atol=1e-6)
-    each = jax.vmap(run, (None, 1), 1)(params, xs[:, :, None])
+    each = jax.jit(jax.vmap(run, (None, 1), 1))(params, xs[:, :, None])
     np.testing.assert_allclose(each[:, :, 0], eager, atol=1e-5)
-    grads = jax.grad(lambda p: run(p, xs).sum())(params)
+    grads = jax.jit(jax.grad(lambda p: run(p, xs).sum()))(params)
     assert all(bool(jnp.isfinite(g).all()) for g in jax.tree.leaves(grads))
 
 

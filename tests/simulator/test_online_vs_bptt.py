@@ -29,7 +29,18 @@ def small_task(monkeypatch):
     monkeypatch.setattr(study, "_dataset", lambda data: dataset)
     task = study.Task(Data(name="spoken_digits"), Encoder(name="none"), (1, 2, 4))
     monkeypatch.setitem(study.TASKS, "digits", task)
-    yield dataset
+    return dataset
+
+
+@pytest.fixture(scope="module", autouse=True)
+def own_programs():
+    """What is trained in this file is compiled once, for the small task alone."""
+    forget()
+    yield
+    forget()
+
+
+def forget():
     study._trainer.cache_clear()
     study._judge.cache_clear()
 
@@ -59,8 +70,10 @@ def test_nothing_is_learned_from_steps_after_the_end(small_task):
     before = trained("soft_snu", "sltt", 4)
     inputs, _, lengths = small_task.train
     inputs[np.arange(4) >= lengths[:, None]] = 1e3
-    study._trainer.cache_clear()
-    np.testing.assert_array_equal(trained("soft_snu", "sltt", 4), before)
+    forget()
+    after = trained("soft_snu", "sltt", 4)
+    forget()
+    np.testing.assert_array_equal(after, before)
 
 
 def test_networks_have_the_layers_and_sizes_of_their_names():

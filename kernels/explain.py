@@ -161,11 +161,13 @@ _MULTIPLICATIONS: dict[str, Callable[..., int]] = {
     "spike_matmul": _matrix_product,
     "spike_matmul_low_bit": _matrix_product,
     "low_bit_matmul": _matrix_product,
+    "sparse24_matmul": _matrix_product,
     "integer_matmul": lambda x, scale, w: _matrix_product(x, w),
+    "spike_matmul_sparse": lambda x, w: math.prod(x.shape[:-1]) * w.data.size,
 }
 
 
-_EVENT_DRIVEN = ("spike_matmul", "spike_matmul_low_bit")
+_EVENT_DRIVEN = ("spike_matmul", "spike_matmul_low_bit", "spike_matmul_sparse")
 
 
 def _shares(x: Any) -> tuple[float, float]:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from spikebit.kernels import dispatch, explain, pack_spikes, spike_matmul
+from spikebit.kernels import csr, dispatch, explain, pack_spikes, spike_matmul
 from spikebit.kernels.layouts import pack
 from spikebit.kernels.matrix import quantized_matrix
 from spikebit.kernels.spikes_low_bit import spike_matmul_low_bit
@@ -55,6 +55,15 @@ def test_rows_without_an_event_are_not_moved():
     assert all_.moved - some.moved == round(59 / 64 * words)
     assert some.multiplications == 6 * 32
     assert explain(spike_matmul_low_bit, pack_spikes(x), W).fraction is None
+
+
+def test_products_count_what_they_multiply():
+    x, w = jnp.ones((3, 64), jnp.int8), quantized_matrix(np.ones((64, 32), np.uint8), np.ones(32))
+    found = explain("integer_matmul", x, jnp.ones((3, 1)), pack(w, "vnni"))
+    assert (found.implementation, found.multiplications) == ("cpu", 3 * 64 * 32)
+    sparse = csr([0, 2, 3], [0, 2, 1], [1.0, 2.0, 3.0], (2, 3))
+    whole = explain("spike_matmul_sparse", jax.ShapeDtypeStruct((5, 2), "float32"), sparse)
+    assert whole.multiplications == 5 * 3
 
 
 def test_why_the_reference_runs(monkeypatch):

@@ -37,7 +37,8 @@ def product(x: Float[Array, "rows k"], w: PackedMatrix, dtype: jnp.dtype) -> Flo
     """Computes x @ dequantize(w), of the layout planes, rounded to a dtype of its own."""
     rows = in_thirds(x) if x.dtype == jnp.float32 and w.table is None else x
     tile = best_tile("low_bit", triton_bridge.capability(), rows.shape[0], w)
-    if tile is None:
+    many_registers = x.dtype == jnp.float32 and w.table is not None and w.bits < 4
+    if tile is None or many_registers:
         return _dense(x, w).astype(dtype)
     several = tile.split > 1 or rows is not x
     y = _partial_sums(rows, w, tile, jnp.float32 if several else dtype)

@@ -47,11 +47,11 @@ def rule(operation: str, capability: int, m: int, w: PackedMatrix) -> Tile | Non
     if operation != "low_bit" and w.scale.shape[0] == 1 and capability == 90:
         most = 256  # integers in half of the registers, and no second sums
     rows = min(max(16, 1 << (m - 1).bit_length()), most)
-    columns, warps, stages = (128, 4, 4) if rows <= 32 else (128, 8, 3)
-    if w.table is not None or w.bits == 3:  # which take registers
-        columns = 64
-    if capability >= 100 and rows <= 32:  # few warps get the instruction that needs no waiting
-        columns, warps = 64 if w.bits >= 4 else 32, 2
+    many_registers = w.bits < 4 or operation == "sparse24"
+    columns = 64 if w.table is not None or many_registers else 128
+    warps, stages = (8, 3) if rows > 32 and columns == 128 else (4, 4)
+    if capability >= 100 and rows <= 32 and operation != "sparse24":
+        columns, warps = 32 if many_registers else 64, 2  # get instructions without waiting
     tiles = planes(w.shape[0], w.bits, w.group).tiles
     programs = -(-m // rows) * -(-w.shape[1] // columns)
     split = 1

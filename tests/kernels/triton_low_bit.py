@@ -69,7 +69,7 @@ def compile_for(capability):
         (16, 3, 128, "symmetric", "bfloat16", 5.0 if capability <= 90 else None),
         (16, 4, 32, "table", "bfloat16", 7.0),
         (100, 8, 4096, "zero", "bfloat16", None),
-        (16, 2, 64, "table", "float32", None),
+        (16, 4, 64, "table", "float32", None),
     ]:
         w = stand_in(4096, 4096, bits, group, kind)
         tile, dtype = rule("low_bit", capability, m, w), jnp.dtype(dtype)

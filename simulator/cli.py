@@ -12,6 +12,7 @@ import sys
 from typing import Any, NoReturn
 
 from .. import __version__
+from ..quant.models import command as language
 from .devices import command as models
 from .instruments import command as bench
 
@@ -102,6 +103,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     bench.add_arguments(
         command("instrument", _instrument, "Serve simulated cells as a SCPI bench.")
+    )
+    language.add_arguments(
+        command("evaluate", _evaluate, "Say what a text is worth to a language model.")
     )
     return parser
 
@@ -212,6 +216,15 @@ def _short(value: Any) -> Any:
 
 def _instrument(args: argparse.Namespace) -> None:
     bench.run(args, _print_json)
+
+
+def _evaluate(args: argparse.Namespace) -> None:
+    found = language.evaluate(args)
+    if args.json:
+        _print_json(found)
+        return
+    for name, value in found.items():
+        print(f"{name}: {_short(value)}")
 
 
 def _print_table(

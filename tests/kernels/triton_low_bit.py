@@ -67,7 +67,7 @@ def compile_for(capability):
         (1, 4, 128, "symmetric", "bfloat16", 3.0),
         (32, 4, 128, "zero", "float16", 3.5),
         (16, 3, 128, "symmetric", "bfloat16", 5.0 if capability <= 90 else None),
-        (16, 4, 32, "table", "bfloat16", 7.0),
+        (16, 4, 32, "table", "bfloat16", 7.5),
         (100, 8, 4096, "zero", "bfloat16", None),
         (16, 4, 64, "table", "float32", None),
     ]:

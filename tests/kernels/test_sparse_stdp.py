@@ -202,16 +202,17 @@ DIGEST = """
 import os, sys
 os.sched_setaffinity(0, list(os.sched_getaffinity(0))[: int(sys.argv[1])])
 import hashlib, jax.numpy as jnp, numpy as np
-from spikebit.kernels import sparse_stdp as family, spikes_sparse_cpu
+from spikebit.kernels import spikes_sparse_cpu
 from spikebit.kernels.sparse import csr_from_dense, transposed
+from spikebit.kernels.sparse_stdp import StdpSettings, sparse_stdp
 random = np.random.default_rng(0)
 shape = 1500, 1600
 w = csr_from_dense(random.random(shape).astype(np.float32), np.ones(shape))
 assert len(w.data) > spikes_sparse_cpu._SERIAL
 spikes = [jnp.asarray(random.random(units) < 0.1, jnp.float32) for units in shape]
 traces = [jnp.asarray(random.random(units), jnp.float32) for units in shape]
-new, stopped = family.sparse_stdp(
-    w, transposed(w.pattern), *spikes, *traces, family.StdpSettings(0.5, 0.5)
+new, stopped = sparse_stdp(
+    w, transposed(w.pattern), *spikes, *traces, StdpSettings(0.5, 0.5)
 )
 print(hashlib.sha256(np.asarray(new.data)).hexdigest(), int(stopped))
 """

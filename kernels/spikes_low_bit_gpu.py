@@ -14,35 +14,35 @@ import triton  # pyright: ignore[reportMissingImports]
 import triton.language as tl  # pyright: ignore[reportMissingImports]
 from jaxtyping import Array, Float32
 
+from . import triton_bridge
 from .layouts import PackedMatrix
 from .layouts_rows import COLUMNS
 from .matrix import zero_points
 from .spike_bits import WORD, SpikeBits
 
 _TILE = {"ROWS": 64, "INNER": 32}
-_SPLIT = {"num_warps": 4, "num_stages": 3}
+_WARPS, _STAGES = 4, 3
 _HALF = tl.constexpr(COLUMNS // 2)
 _WORD = tl.constexpr(WORD)
 
 
 def forward(x: Array | SpikeBits, w: PackedMatrix) -> Float32[Array, "rows n"]:
     """Computes x @ w for rows of bool, of packed bits or of float32."""
-    import jax_triton  # pyright: ignore[reportMissingImports]
-
     packed = isinstance(x, SpikeBits)
     inputs = x.words if packed else x
     graded = inputs.dtype == jnp.float32
     rows, n = inputs.shape[0], w.shape[1]
-    return jax_triton.triton_call(
+    return triton_bridge.call(
+        forward_kernel,
         inputs if packed or graded else inputs.astype(jnp.uint8),
         w.words[0],
         w.scale,
         zero_points(w.scale, w.zero, w.bits),
-        kernel=forward_kernel,
-        out_shape=jax.ShapeDtypeStruct((rows, n), jnp.float32),
+        out=jax.ShapeDtypeStruct((rows, n), jnp.float32),
         grid=grid(rows, n),
+        warps=_WARPS,
+        stages=_STAGES,
         **constants(rows, w.shape, w.scale.shape[0], w.bits, packed, graded),
-        **_SPLIT,
     )
 
 

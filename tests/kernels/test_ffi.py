@@ -196,6 +196,15 @@ def test_a_gpu_without_jax_triton_takes_the_reference(monkeypatch):
     assert np.isnan(spike_matmul(x, w)).all()
 
 
+def test_a_family_without_a_kernel_for_gpus_takes_the_reference_there(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(dispatch.triton_bridge, "why_not", lambda: None)
+    for value in ("", "gpu"):
+        choose(monkeypatch, value)
+        double = dispatch.run("stdp_events", "run", lambda x: 2 * x, jnp.ones(3))
+        assert (double == 2).all()
+
+
 def test_import_loads_neither_numba_nor_triton():
     code = (
         "import sys, spikebit.kernels; print({'numba', 'triton', 'jax_triton'} & set(sys.modules))"

@@ -58,7 +58,14 @@ def compile_for(capability):
     for bits, packed, kind in ((4, True, "*u32"), (8, False, "*u8"), (4, False, "*fp32")):
         settings = gpu.constants(6400, (4096, 4096), 32, bits, packed, kind == "*fp32")
         pointers = {"x": kind, "words": "*u8", "scale": "*fp32", "zero": "*fp32", "y": "*fp32"}
-        lines = machine_code(gpu.forward_kernel, pointers, settings, capability, **gpu._SPLIT)
+        lines = machine_code(
+            gpu.forward_kernel,
+            pointers,
+            settings,
+            capability,
+            num_warps=gpu._WARPS,
+            num_stages=gpu._STAGES,
+        )
         assert any("MMA" in line for line in lines), "no tensor core instruction"
 
 

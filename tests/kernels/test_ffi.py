@@ -1,5 +1,6 @@
 """The bridge from XLA to numba: what it reads, what it shares out, and what it does without."""
 
+import functools
 import importlib
 import os
 import subprocess
@@ -198,7 +199,7 @@ def test_a_gpu_without_jax_triton_takes_the_reference(monkeypatch):
 
 def test_a_family_without_a_kernel_for_gpus_takes_the_reference_there(monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    monkeypatch.setattr(dispatch.triton_bridge, "why_not", lambda: None)
+    monkeypatch.setattr(dispatch.triton_bridge, "why_not", functools.cache(lambda: None))
     for value in ("", "gpu"):
         choose(monkeypatch, value)
         double = dispatch.run("stdp_events", "run", lambda x: 2 * x, jnp.ones(3))

@@ -6,6 +6,7 @@ function that chooses between them (`explain` says how).
 
 from .. import __version__ as __version__
 from .explain import Explanation, explain
+from .float8 import float8_matmul
 from .hadamard import (
     hadamard,
     hadamard_matrix,
@@ -47,7 +48,7 @@ __all__ = [
     "Compressed24", "Csr", "Explanation", "Packed24", "PackedMatrix", "QuantizedMatrix",
     "QuantizedRows", "SmallFloat", "SpikeBits", "StdpSettings", "best_clip", "compress24", "csr",
     "csr_from_dense", "csr_from_pairs", "deliver", "dequantize", "expand24", "explain", "fits24",
-    "hadamard", "hadamard_matrix", "hadamard_quantize", "integer_matmul", "keep_memory",
+    "float8_matmul",    "hadamard", "hadamard_matrix", "hadamard_quantize", "integer_matmul", "keep_memory",
     "largest_magnitude", "linear_clip", "low_bit_matmul", "low_bit_softmax", "pack", "pack24",
     "pack_spikes", "quantize_matrix", "quantize_rows", "quantized_matrix", "random_words",
     "rotate_blocks", "rotate_quantize", "sparse24_matmul", "sparse_stdp", "spike_matmul",

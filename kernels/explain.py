@@ -163,6 +163,7 @@ _MULTIPLICATIONS: dict[str, Callable[..., int]] = {
     "low_bit_matmul": _matrix_product,
     "sparse24_matmul": _matrix_product,
     "integer_matmul": lambda x, scale, w: _matrix_product(x, w),
+    "float8_matmul": lambda x, scale, w: _matrix_product(x, w),
     "spike_matmul_sparse": lambda x, w: math.prod(x.shape[:-1]) * w.data.size,
 }
 

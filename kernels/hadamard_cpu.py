@@ -22,7 +22,7 @@ _WIDE, _MIDDLE, _NARROW = simd.WIDE, simd.MIDDLE, simd.NARROW  # numba needs the
 _TILE = _WIDE // 4  # numbers
 _EIGHTH, _QUARTER, _HALF, _SIXTEENTH = _TILE // 8, _TILE // 4, _TILE // 2, _TILE // 16
 _RADIX = 16 if _TILE >= 256 else 4  # rows of a tile, at least 16 numbers each
-_TASK = 1 << 13  # numbers that a task transforms at a time: 32 KB
+_TASK = 1 << 12  # numbers that a task transforms at a time: 16 KB
 _SERIAL = 1 << 17  # numbers below which waking another thread costs more than it gains
 
 

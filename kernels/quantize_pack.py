@@ -66,7 +66,7 @@ class Method:
         """The values of the table, ascending, their codes, and from where on each of them is taken.
 
         Of a value that comes twice the smaller code is taken; of two equally near values that with
-        the even code. Filled up to `CODES` with places that no number reaches.
+        the even code. Filled up to `CODES` with places that begin at NaN: no number is beyond that.
         """
         values, codes = np.unique(np.array(self.table or (0.0,), np.float32), return_index=True)
         wide = values.astype(np.float64)
@@ -78,7 +78,7 @@ class Method:
         return (
             np.pad(values, (0, more)),
             np.pad(codes, (0, more)).astype(np.int32),
-            np.pad(np.append(np.float32(-np.inf), start), (0, more), constant_values=np.inf),
+            np.pad(np.append(np.float32(-np.inf), start), (0, more), constant_values=np.nan),
         )
 
 

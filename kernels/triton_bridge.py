@@ -43,18 +43,18 @@ def capability() -> int:
 def call(
     kernel: Callable,
     *arrays: jax.Array,
-    out: jax.ShapeDtypeStruct,
+    out: jax.ShapeDtypeStruct | Sequence[jax.ShapeDtypeStruct],
     grid: Sequence[int],
     warps: int,
     stages: int,
     **constants: Any,
-) -> jax.Array:
-    """Runs a kernel on arrays and a new one, which it writes, inside or outside of `jit`.
+) -> Any:
+    """Runs a kernel on arrays and new ones, which it writes, inside or outside of `jit`.
 
     Args:
-        kernel: made by `triton.jit`: its arguments are the arrays, the result, the constants.
+        kernel: made by `triton.jit`: its arguments are the arrays, the results, the constants.
         *arrays: what it reads.
-        out: shape and dtype of the result.
+        out: shape and dtype of the result, or of each of several.
         grid: the number of programs in up to three directions.
         warps: of a program.
         stages: of the pipeline of its loads.

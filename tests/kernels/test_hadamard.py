@@ -217,6 +217,15 @@ def test_any_setting_either_works_or_is_refused(n, group, bits):
     assert jnp.isfinite(back).all()
 
 
+def test_in_the_interpreter_the_triton_kernels_do_the_same(triton_script):
+    triton_script("triton_hadamard.py", "interpret")
+
+
+@pytest.mark.parametrize("capability", ["80", "90", "100"])
+def test_the_triton_kernels_compile_without_spills(triton_script, capability):
+    triton_script("triton_hadamard.py", "compile", capability)
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(jax.default_backend() != "gpu", reason="JAX has no GPU here")
 @pytest.mark.parametrize(("m", "n", "bits", "group"), cases.QUANTIZED)

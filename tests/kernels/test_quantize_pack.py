@@ -133,6 +133,14 @@ def test_symmetric_codes_are_those_of_quantize(rounding):
     np.testing.assert_array_equal(dequantize(q), expected)
 
 
+@pytest.mark.parametrize("kind", ["cpu", "reference"])
+def test_what_lies_far_beyond_a_table_gets_its_last_value(kind, monkeypatch):
+    monkeypatch.setenv("SPIKEBIT_KERNELS", kind)
+    w = jnp.array([[3e38], [-3e38], [0.0]])
+    q = quantize_matrix(w, 4, table=E2M1, scale=jnp.full((1, 1), 1e-20))
+    assert q.codes.ravel().tolist() == [7, 15, 0]
+
+
 def test_drawn_codes_have_the_weight_as_their_mean():
     w = jnp.concatenate([jnp.full((1, 1 << 14), 7.0), jnp.full((1, 1 << 14), 2.3)])
     codes = quantize_matrix(w, 4, key=KEY).codes[1].astype(jnp.float32) - 8

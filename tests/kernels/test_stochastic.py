@@ -172,6 +172,15 @@ def test_any_shape_either_works_or_is_refused(m, k, groups, bits):
     assert (codes == min(2, 2 ** (bits - 1) - 1)).all()
 
 
+def test_in_the_interpreter_the_triton_kernels_do_the_same(triton_script):
+    triton_script("triton_elementwise.py", "interpret")  # with those of matrices and softmax
+
+
+@pytest.mark.parametrize("capability", ["80", "90", "100"])
+def test_the_triton_kernels_compile_without_spills(triton_script, capability):
+    triton_script("triton_elementwise.py", "compile", capability)
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(jax.default_backend() != "gpu", reason="JAX has no GPU here")
 def test_on_the_gpu_it_has_the_bits_of_the_reference(monkeypatch):

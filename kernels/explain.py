@@ -8,6 +8,7 @@ implementations is `dispatch` and the operation itself.
 import dataclasses
 import functools
 import importlib
+import inspect
 import math
 import statistics
 import time
@@ -22,6 +23,13 @@ from jaxtyping import PyTree
 from . import dispatch
 from .spike_bits import SpikeBits, unpack_spikes
 
+OPERATIONS = (
+    "deliver", "float8_matmul", "hadamard", "hadamard_quantize", "integer_matmul",
+    "largest_magnitude", "low_bit_matmul", "low_bit_softmax", "quantize_matrix", "quantize_rows",
+    "random_words", "rotate_blocks", "rotate_quantize", "sparse24_matmul", "sparse_stdp",
+    "spike_matmul", "spike_matmul_low_bit", "spike_matmul_sparse", "stdp_events",
+    "stochastic_codes", "stochastic_round",
+)  # fmt: skip
 _ROUNDS = 5
 _FLOATS = 1 << 25  # 128 MB: more than caches of most machines hold
 _SIDE = 1024  # of the matrices whose product tells the rate of multiplications
@@ -95,9 +103,9 @@ def explain(
 
     Args:
         operation: a public function of `kernels`, or its name.
-        *args: its arguments, arrays or `jax.ShapeDtypeStruct`s (then `run` computes with zeros).
+        *args: its arguments; an array may be a `jax.ShapeDtypeStruct` (`run` computes with zeros).
         run: whether to time the operation, compiled.
-        **settings: its arguments by name, kept as they are.
+        **settings: more of its arguments, by name.
 
     Raises:
         ValueError: what the operation itself raises, and an unknown name.
@@ -110,20 +118,25 @@ def explain(
     if isinstance(operation, str):
         operation = _by_name(operation)
 
-    def call(*args: PyTree) -> PyTree:
-        return operation(*args, **settings)
+    given = inspect.signature(operation).bind(*args, **settings)
+    arrays = {name: value for name, value in given.arguments.items() if _has_arrays(value)}
 
-    traced = jax.make_jaxpr(call)(*args)
+    def call(arrays: dict[str, PyTree]) -> PyTree:
+        bound = inspect.BoundArguments(given.signature, given.arguments | arrays)
+        return operation(*bound.args, **bound.kwargs)
+
+    traced = jax.make_jaxpr(call)(arrays)
+    values = list(given.arguments.values())
     kernels = tuple(dict.fromkeys(_kernels(traced.jaxpr)))
     kind = "reference"
     if kernels:
         kind = "gpu" if jax.default_backend() == "gpu" else "cpu"
     name = getattr(operation, "__name__", repr(operation))
     moved = sum(v.aval.size * v.aval.dtype.itemsize for v in _ends(traced.jaxpr))
-    count = _MULTIPLICATIONS[name](*args) if name in _MULTIPLICATIONS else None
+    count = _MULTIPLICATIONS[name](*values) if name in _MULTIPLICATIONS else None
     if name in _EVENT_DRIVEN and kernels and count is not None:
-        rows, events = _shares(args[0])
-        moved -= round((1 - rows) * _bytes(args[1]))
+        rows, events = _shares(values[0])
+        moved -= round((1 - rows) * _bytes(values[1]))
         count = round(events * count)
     bandwidth, rate = _bandwidth(), _rate()
     moving, multiplying = moved / bandwidth, (count or 0) / rate
@@ -138,17 +151,14 @@ def explain(
         rate=rate,
         at_best=max(moving, multiplying),
         limit="bandwidth" if moving >= multiplying else "arithmetic",
-        seconds=_seconds(jax.jit(call), *jax.tree.map(_array, args)) if run else None,
+        seconds=_seconds(jax.jit(call), jax.tree.map(_array, arrays)) if run else None,
     )
 
 
 def _by_name(name: str) -> Callable:
     kernels = importlib.import_module(__name__.rpartition(".")[0])
-    if name not in kernels.__all__:
-        raise ValueError(
-            f"explain: {name!r} is no operation; there are "
-            f"{', '.join(n for n in kernels.__all__ if n.islower())}."
-        )
+    if name not in OPERATIONS:
+        raise ValueError(f"explain: {name!r} is no operation; there are {', '.join(OPERATIONS)}.")
     return getattr(kernels, name)
 
 
@@ -205,6 +215,11 @@ def _kernels(jaxpr: Any) -> Iterator[str]:
         for inner in jax.tree.leaves(list(equation.params.values()), is_leaf=_is_program):
             if _is_program(inner):
                 yield from _kernels(getattr(inner, "jaxpr", inner))
+
+
+def _has_arrays(value: Any) -> bool:
+    leaves = jax.tree.leaves(value)
+    return any(hasattr(leaf, "dtype") and hasattr(leaf, "shape") for leaf in leaves)
 
 
 def _is_program(value: Any) -> bool:

@@ -7,13 +7,15 @@ kernels. Products of integer inputs stand in `integer`.
 """
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
+from jax.custom_batching import custom_vmap, sequential_vmap
 from jaxtyping import Array, Float8e4m3fn, Float32
 
 from . import dispatch, low_bit
-from .layouts import PackedMatrix
+from .layouts import PackedMatrix, checked_packed
 
 
 def matmul_reference(
@@ -31,8 +33,8 @@ def float8_matmul(
     With a table, $T[q_{kn}]$ takes the place of $q_{kn} - z_{gn}$. Sums and scales are in
     float32. Codes of 4 bits without a table take the instructions of GPUs for 8-bit floats, of
     which some keep no more than 14 bits of a sum within a group; others, and tables, those for
-    bfloat16. Works under `jit`, `scan` and `grad`; differentiable in x_scale and in scale, zero
-    and table of w. Batches are leading axes.
+    bfloat16. Works under `jit`, `scan`, `vmap` and `grad`; differentiable in x_scale and in scale,
+    zero and table of w. Batches are leading axes.
 
     Args:
         x_codes: float8_e4m3fn.
@@ -54,8 +56,7 @@ def float8_matmul(
     [[-6.0], [-4.0]]
     """
     who = "float8_matmul(x_codes, x_scale, w)"
-    if not isinstance(w, PackedMatrix):
-        raise ValueError(f"{who} got a {type(w).__name__} for w: make it by `pack`.")
+    w = checked_packed(who, w)
     fits = x_codes.ndim >= 1 and x_codes.shape[-1] == w.shape[0]
     if x_codes.dtype != jnp.float8_e4m3fn or not fits:
         raise ValueError(
@@ -68,7 +69,8 @@ def float8_matmul(
             f"{who} got x_scale of shape {x_scale.shape} and {x_scale.dtype} for x_codes of shape "
             f"{x_codes.shape}: it is float32, and its last axis has one number."
         )
-    x, s = x_codes.reshape(-1, x_codes.shape[-1]), x_scale.reshape(-1, 1)
+    rows = math.prod(x_codes.shape[:-1])
+    x, s = x_codes.reshape(rows, x_codes.shape[-1]), x_scale.reshape(rows, 1)
     if dispatch.forced() == "reference":
         y = matmul_reference(x, s, w)
     else:
@@ -82,8 +84,7 @@ def _with_floats(w, floats):
 
 @jax.custom_vjp
 def _product(floats, x, w):
-    w = _with_floats(w, floats)
-    return dispatch.run("float8", "matmul", matmul_reference, x, floats[0], w)
+    return _forward(x, floats[0], _with_floats(w, floats))
 
 
 def _product_forward(floats, x, w):
@@ -97,3 +98,21 @@ def _product_backward(kept, dy):
 
 
 _product.defvjp(_product_forward, _product_backward)
+
+
+# Batches: rows fold into rows, all else goes one by one.
+
+
+@custom_vmap
+def _forward(x, scale, w):
+    return dispatch.run("float8", "matmul", matmul_reference, x, scale, w)
+
+
+@_forward.def_vmap
+def _forward_batch(size, in_batched, x, scale, w):
+    if in_batched[0] and in_batched[1] and not any(jax.tree.leaves(in_batched[2])):
+        rows = size * x.shape[1]
+        y = _forward(x.reshape(rows, x.shape[2]), scale.reshape(rows, 1), w)
+        return y.reshape(size, x.shape[1], w.shape[1]), True
+    axes = jax.tree.map(lambda batched: 0 if batched else None, tuple(in_batched))
+    return jax.vmap(sequential_vmap(_forward), axes)(x, scale, w), True

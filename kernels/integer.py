@@ -18,7 +18,8 @@ from jax.custom_batching import custom_vmap, sequential_vmap
 from jaxtyping import Array, Float32, Int8, Int32
 
 from . import dispatch
-from .layouts import PackedMatrix, unpack
+from .layouts import PackedMatrix, checked_packed, unpack
+from .matrix import check_finite
 
 _ROWS = 1 << 16  # of a group: 2**16 * 128 * 255 is below 2**31
 
@@ -36,6 +37,10 @@ def two_level_scales(
         scale: of a quantized matrix.
         reach: the largest |q - z| of its codes, 8 for symmetric codes of 4 bits; 1 to 127.
 
+    Raises:
+        ValueError: another reach, scales of another shape, or ones that are not finite where they
+            are known.
+
     References:
         Dual Grained Quantization, arXiv:2310.04836.
 
@@ -45,6 +50,11 @@ def two_level_scales(
     """
     if not 1 <= reach <= 127:
         raise ValueError(f"two_level_scales(reach={reach}): a difference of codes is 1 to 127.")
+    if scale.ndim != 2 or 0 in scale.shape:
+        raise ValueError(
+            f"two_level_scales: scale is of shape {scale.shape}; it is (groups, n), not empty."
+        )
+    check_finite("two_level_scales", "scale", scale)
     steps = 127 // reach
     column = jnp.max(jnp.abs(scale), axis=0) / steps
     column = jnp.where(column < jnp.finfo(jnp.float32).tiny, 1, column)
@@ -141,8 +151,7 @@ def integer_matmul(
     [[-508.0], [-0.5]]
     """
     who = "integer_matmul(x_codes, x_scale, w)"
-    if not isinstance(w, PackedMatrix):
-        raise ValueError(f"{who} got a {type(w).__name__} for w: make it by `pack`.")
+    w = checked_packed(who, w)
     if x_codes.dtype != jnp.int8 or x_codes.ndim < 1 or x_codes.shape[-1] != w.shape[0]:
         raise ValueError(
             f"{who} got x_codes of shape {x_codes.shape} and {x_codes.dtype} for weights of shape "

@@ -12,6 +12,8 @@ import importlib
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 from .matrix import QuantizedMatrix
 
@@ -72,8 +74,61 @@ def pack(w: QuantizedMatrix, layout: str | None = None) -> PackedMatrix:
         layout = "planes" if jax.default_backend() == "gpu" else "vnni"
     if layout not in _HOMES:
         raise ValueError(f"pack(layout={layout!r}): layouts are {', '.join(_HOMES)}.")
+    if not isinstance(w, QuantizedMatrix):
+        raise ValueError(f"pack got a {type(w).__name__}: make it by `quantized_matrix`.")
     words = _home(layout).pack_codes(layout, w.codes, w.bits, w.group)
     return PackedMatrix(words, w.scale, w.zero, w.table, w.bits, layout, w.shape)
+
+
+def checked_packed(who: str, w: Any) -> PackedMatrix:
+    """A packed matrix with scales, zero points and table in float32.
+
+    What can be seen without the numbers is checked: a pytree may have been changed since `pack`.
+
+    Raises:
+        ValueError: in the name of `who`: no packed matrix, or parts that do not fit together.
+    """
+    if not isinstance(w, PackedMatrix):
+        raise ValueError(f"{who} got a {type(w).__name__} for w: make it by `pack`.")
+    k, n = w.shape
+    floats = {"scale": w.scale, "zero": w.zero, "table": w.table}
+    floats = {name: a for name, a in floats.items() if a is not None}
+    for name, a in floats.items():
+        if not jnp.issubdtype(a.dtype, jnp.floating):
+            raise ValueError(f"{who}: {name} of w is {a.dtype}; it holds floats.")
+    groups = w.scale.shape[0] if w.scale.ndim == 2 else 0
+    fits = groups > 0 and w.scale.shape == (groups, n) and k % groups == 0
+    if not fits or (w.zero is not None and w.zero.shape != w.scale.shape):
+        raise ValueError(
+            f"{who}: w of shape {w.shape} has scales of shape {w.scale.shape}"
+            f"{'' if w.zero is None else f' and zero points of shape {w.zero.shape}'}; both are "
+            "(groups, n), with k a multiple of the groups."
+        )
+    if w.table is not None and w.table.shape != (1 << w.bits,):
+        raise ValueError(
+            f"{who}: a table of shape {w.table.shape} for codes of {w.bits} bits; it has "
+            f"{1 << w.bits} numbers."
+        )
+    found = tuple((a.shape, np.dtype(a.dtype)) for a in w.words)
+    wanted = _words_of(w.layout, w.bits, w.group, w.shape)
+    if found != wanted:
+        raise ValueError(
+            f"{who}: words of w are {_listed(found)}, but a matrix of shape {w.shape} in the "
+            f"layout {w.layout} has {_listed(wanted)}: make it by `pack`."
+        )
+    return dataclasses.replace(w, **{name: a.astype(jnp.float32) for name, a in floats.items()})
+
+
+def _listed(words):
+    return " and ".join(f"{dtype} of shape {shape}" for shape, dtype in words)
+
+
+@functools.cache
+def _words_of(layout, bits, group, shape):
+    """Shape and dtype of the words of a layout."""
+    codes = jax.ShapeDtypeStruct(shape, jnp.uint8)
+    words = jax.eval_shape(lambda c: _home(layout).pack_codes(layout, c, bits, group), codes)
+    return tuple((a.shape, np.dtype(a.dtype)) for a in words)
 
 
 def unpack(w: PackedMatrix) -> QuantizedMatrix:

@@ -15,7 +15,7 @@ from jax.custom_batching import custom_vmap, sequential_vmap
 from jaxtyping import Array, Float
 
 from . import dispatch
-from .layouts import PackedMatrix, unpack
+from .layouts import PackedMatrix, checked_packed, unpack
 from .matrix import dequantize
 
 FLOATS = (jnp.float32, jnp.bfloat16, jnp.float16)
@@ -54,8 +54,7 @@ def low_bit_matmul(x: Float[Array, "*batch k"], w: PackedMatrix) -> Float[Array,
     >>> low_bit_matmul(jnp.array([[1.0, 0.0], [1.0, 1.0]]), w).tolist()
     [[-4.0, 2.0], [-0.5, 2.0]]
     """
-    if not isinstance(w, PackedMatrix):
-        raise ValueError(f"low_bit_matmul(x, w) got a {type(w).__name__} for w: make it by `pack`.")
+    w = checked_packed("low_bit_matmul(x, w)", w)
     if x.dtype not in FLOATS or x.ndim < 1 or x.shape[-1] != w.shape[0]:
         raise ValueError(
             f"low_bit_matmul(x, w) got x of shape {x.shape} and {x.dtype} for weights of shape "

@@ -124,6 +124,18 @@ def quantized_matrix(
     return QuantizedMatrix(codes.astype(jnp.uint8), scale.astype(jnp.float32), zero, table, bits)
 
 
+def check_finite(who: str, name: str, values: Array) -> None:
+    """Raises ValueError, in the name of `who`, where a number is known not to be finite."""
+    _check_values(who, name, values, np.isfinite, f"{name} is finite")
+
+
+def check_above_0(who: str, name: str, values: Array) -> None:
+    """Raises ValueError, in the name of `who`, where a number is known not to be above 0."""
+    _check_values(
+        who, name, values, lambda v: np.isfinite(v) & (v > 0), f"{name} is finite and above 0"
+    )
+
+
 def _array(who: str, name: str, value: ArrayLike, kind: type, wanted: str) -> Array:
     value = jnp.asarray(value)
     if not jnp.issubdtype(value.dtype, kind):
@@ -137,11 +149,12 @@ def _check_values(who, name, values, allowed, rule):
     values = np.asarray(values)
     if jnp.issubdtype(values.dtype, jnp.floating):
         values = values.astype(np.float64)
-    good = allowed(values)
+    good = np.asarray(allowed(values))
     if not good.all():
         at = tuple(int(i) for i in np.argwhere(~good)[0])
+        place = f"[{', '.join(map(str, at))}]" if at else ""
         raise ValueError(
-            f"{who}: {name}[{', '.join(map(str, at))}] is {values[at]}, but {rule} "
+            f"{who}: {name}{place} is {values[at]}, but {rule} "
             f"({np.count_nonzero(~good)} such of {values.size})."
         )
 

@@ -27,6 +27,8 @@ FLOATS = (jnp.float32, jnp.bfloat16, jnp.float16)
 #: bits: (a, b) of the clip $-a \sigma - b$, the fit of the paper for sigma around 1.
 LINEAR = {2: (1.66, 1.85), 3: (1.75, 2.06), 4: (1.83, 2.27)}
 
+NO_RANGE = np.float32(-1e-37)  # a range nearer to 0 has no step that float32 can divide by
+
 
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
@@ -212,7 +214,7 @@ def softmax_reference(
     # a row of equal inputs has no step, and one without inputs no range
     some = visible.any(-1, keepdims=True)
     bad = some & ~((jnp.abs(most) < jnp.inf) & (clip < 0))
-    per_step = jnp.where((low < 0) & some, last / -low, np.float32(0))
+    per_step = jnp.where((low < NO_RANGE) & some, last / -low, np.float32(0))
     code = jnp.minimum(jnp.round((most - x) * per_step), last)
     number = jnp.arange(levels.last + 1, dtype=jnp.float32)
     table = jnp.exp(number * (jnp.where(some, low, np.float32(0)) / last))

@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, Float32
 from . import ffi
 from .normals_cpu import _bits_of, _of_bits
 from .simd_counts import BYTES, NUMBERS, count_equal, look_up
+from .softmax import NO_RANGE as _NO_RANGE
 from .softmax import Levels
 
 _TASK = 1 << 14  # numbers of a task
@@ -128,7 +129,7 @@ def _row(x, mask, masks, clip, last, codes, table, work, y):
     top = _of_bits(np.int32(most ^ np.int32((most >> np.int32(31)) & np.int32(0x7FFFFFFF))))
     bottom = _of_bits(np.int32(least ^ np.int32((least >> np.int32(31)) & np.int32(0x7FFFFFFF))))
     low, steps = max(clip, bottom - top), np.float32(last)
-    per_step = steps / -low if low < np.float32(0) else np.float32(0)
+    per_step = steps / -low if low < _NO_RANGE else np.float32(0)
     _codes(x, mask, masks, top, per_step, steps, codes)
     _powers(low / steps, table)
     total, masked = np.float32(0), x.size

@@ -11,11 +11,12 @@ import triton.language as tl  # pyright: ignore[reportMissingImports]
 from jaxtyping import Array, Bool, Float32
 
 from . import quantize_rows_gpu, triton_bridge
-from .softmax import Levels, softmax_reference
+from .softmax import NO_RANGE, Levels, softmax_reference
 
 _nearest = quantize_rows_gpu.nearest
 LONGEST = 1 << 13  # inputs of a row: with more, some would not stay in registers
 _INFINITY = tl.constexpr(float("inf"))
+_NO_RANGE = tl.constexpr(float(NO_RANGE))
 
 
 def softmax(
@@ -94,7 +95,8 @@ def softmax_kernel(
     low = tl.maximum(tl.where(limit < 0, limit, -1.0), least - most)
     low = tl.where(low > -_INFINITY, low, -1.0)  # of a row that is strange anyway
     last = tl.full(low.shape, LAST, tl.float32)
-    per_step = tl.where(low < 0, tl.div_rn(last, tl.where(low < 0, -low, 1.0)), 0.0)
+    some = low < _NO_RANGE
+    per_step = tl.where(some, tl.div_rn(last, tl.where(some, -low, 1.0)), 0.0)
     units = tl.where(known, most[:, None] - number, 0.0) * per_step[:, None]
     code = _nearest(tl.minimum(units, LAST * 1.0)).to(tl.int32)
     step = tl.div_rn(low, last)

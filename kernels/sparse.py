@@ -64,6 +64,25 @@ class Csr(NamedTuple):
         return zero.at[inputs_of(self.pattern), self.pattern.indices].set(self.data)
 
 
+def checked_connections(who: str, weights: Csr) -> None:
+    """Checks what can be seen of a sparse matrix without its numbers.
+
+    Raises:
+        ValueError: in the name of `who`.
+    """
+    pattern, data = weights.pattern, weights.data
+    starts = (pattern.shape[0] + 1,)
+    whole = pattern.indptr.dtype == pattern.indices.dtype == jnp.int32
+    lengths = pattern.indices.ndim == 1 and data.shape == pattern.indices.shape
+    if not whole or pattern.indptr.shape != starts or not lengths:
+        raise ValueError(
+            f"{who}: a pattern of shape {pattern.shape} with indptr {pattern.indptr.dtype} of "
+            f"shape {pattern.indptr.shape}, indices {pattern.indices.dtype} of shape "
+            f"{pattern.indices.shape} and data of shape {data.shape}; places are int32, indptr has "
+            "one more than there are inputs, and data one number for each index: use `csr`."
+        )
+
+
 class Transposed(NamedTuple):
     """The same connections by output: those of output j are from indptr[j] up to indptr[j + 1]."""
 

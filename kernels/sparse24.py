@@ -8,6 +8,7 @@ function; `sparse24_gpu` has the kernel. Which weights become zero is decided el
 
 import dataclasses
 import functools
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -205,7 +206,7 @@ def sparse24_matmul(x: Float[Array, "*batch k"], w: Packed24) -> Float[Array, "*
             f"{w.shape}: x is float32, bfloat16 or float16, and its last axis as long as the first "
             "of the two of w."
         )
-    rows = x.reshape(-1, x.shape[-1])
+    rows = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
     if dispatch.forced() == "reference":
         y = matmul_reference(rows, w)
     else:
@@ -243,7 +244,7 @@ def _forward(x, w):
 @_forward.def_vmap
 def _forward_batch(size, in_batched, x, w):
     if in_batched[0] and not any(jax.tree.leaves(in_batched[1])):
-        y = _forward(x.reshape(-1, x.shape[-1]), w)
-        return y.reshape(*x.shape[:-1], w.shape[1]), True
+        y = _forward(x.reshape(size * x.shape[1], x.shape[2]), w)
+        return y.reshape(size, x.shape[1], w.shape[1]), True
     axes = jax.tree.map(lambda batched: 0 if batched else None, tuple(in_batched))
     return jax.vmap(sequential_vmap(_forward), axes)(x, w), True

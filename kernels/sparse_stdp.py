@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int32
 
 from . import dispatch
-from .sparse import Csr, Transposed, inputs_of
+from .sparse import Csr, Transposed, checked_connections, inputs_of
 
 
 class StdpSettings(NamedTuple):
@@ -111,6 +111,7 @@ def update_reference(
 
 
 def _check(weights, index, pre, post, pre_trace, post_trace):
+    checked_connections("sparse_stdp", weights)
     (k, n), batch = weights.shape, pre.shape[:-1]
     shapes = tuple(a.shape for a in (pre, post, pre_trace, post_trace))
     if shapes != ((*batch, k), (*batch, n)) * 2 or pre.ndim < 1 or 0 in batch:
@@ -126,7 +127,8 @@ def _check(weights, index, pre, post, pre_trace, post_trace):
             "float32 or all float64."
         )
     nnz = len(weights.data)
-    if tuple(a.shape for a in index) != ((n + 1,), (nnz,), (nnz,)):
+    whole = all(a.dtype == jnp.int32 for a in index)
+    if not whole or tuple(a.shape for a in index) != ((n + 1,), (nnz,), (nnz,)):
         raise ValueError(
             f"sparse_stdp got an index of {len(index.places)} connections to "
             f"{len(index.indptr) - 1} outputs for a pattern of {nnz} to {n}; make it by "

@@ -57,6 +57,21 @@ def pack_spikes(spikes: Array) -> SpikeBits:
     return SpikeBits(jnp.where(bits, places, np.uint32(0)).sum(-1, dtype=jnp.uint32), size)
 
 
+def checked_bits(who: str, bits: SpikeBits) -> SpikeBits:
+    """The packed spikes, if their words are those of their size.
+
+    Raises:
+        ValueError: in the name of `who`.
+    """
+    words = (bits.size + WORD - 1) // WORD
+    if bits.words.dtype != jnp.uint32 or bits.words.ndim < 1 or bits.words.shape[-1] != words:
+        raise ValueError(
+            f"{who}: {bits.size} packed spikes in words {bits.words.dtype} of shape "
+            f"{bits.words.shape}; they are uint32, {words} along the last axis: use `pack_spikes`."
+        )
+    return bits
+
+
 def unpack_spikes(bits: SpikeBits) -> Bool[Array, "*batch size"]:
     """The array of bool that was packed."""
     places = jnp.arange(WORD, dtype=jnp.uint32)

@@ -16,7 +16,7 @@ from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float, Int, Int32
 
 from . import dispatch
-from .sparse import Csr, Pattern, inputs_of
+from .sparse import Csr, Pattern, checked_connections, inputs_of
 
 
 def deliver(
@@ -176,6 +176,8 @@ def _check(buffer, spikes, data, pattern, delays):
     shape = data.shape if pattern is None else pattern.shape
     fits = len(shape) == 2 and spikes.ndim >= 1 and buffer.ndim >= 2 and buffer.shape[0] >= 1
     fits = fits and (spikes.shape[-1], buffer.shape[-1]) == shape
+    if pattern is not None:
+        checked_connections("deliver", Csr(data, pattern))
     if not fits or buffer.shape[1:-1] != spikes.shape[:-1]:
         raise ValueError(
             f"deliver got a buffer of shape {buffer.shape} and spikes of shape {spikes.shape} for "

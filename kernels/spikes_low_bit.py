@@ -15,9 +15,9 @@ from jax.custom_batching import custom_vmap, sequential_vmap
 from jaxtyping import Array, Bool, Float, Float32
 
 from . import dispatch
-from .layouts import PackedMatrix, unpack
+from .layouts import PackedMatrix, checked_packed, unpack
 from .matrix import dequantize
-from .spike_bits import SpikeBits, unpack_spikes
+from .spike_bits import SpikeBits, checked_bits, unpack_spikes
 
 
 def spike_matmul_low_bit_reference(
@@ -52,14 +52,17 @@ def spike_matmul_low_bit(
     >>> spike_matmul_low_bit(jnp.array([[True, False], [True, True]]), w).tolist()
     [[0.5], [-3.0]]
     """
+    w = checked_packed("spike_matmul_low_bit(x, w)", w)
+    if isinstance(x, SpikeBits):
+        x = checked_bits("spike_matmul_low_bit(x, w)", x)
     shape = x.shape
     if len(shape) < 1 or shape[-1] != w.shape[0]:
         raise ValueError(
             f"spike_matmul_low_bit(x, w) got x of shape {shape} and w of shape {w.shape}: the last "
             "axis of x must be as long as the first of the two axes of w."
         )
-    rows = _rows(x)
-    if w.layout != "rows" or w.table is not None or 0 in (*shape, *w.shape):
+    rows, other = _rows(x), w.layout != "rows" or w.table is not None
+    if dispatch.forced() == "reference" or other or 0 in (*shape, *w.shape):
         y = spike_matmul_low_bit_reference(_numbers(rows), w)
     else:
         y = _product(rows, (w.scale, w.zero), w)

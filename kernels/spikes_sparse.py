@@ -14,7 +14,7 @@ from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Bool, Float
 
 from . import dispatch
-from .sparse import Csr, Pattern, inputs_of
+from .sparse import Csr, Pattern, checked_connections, inputs_of
 
 
 def spike_matmul_sparse(
@@ -49,6 +49,7 @@ def spike_matmul_sparse(
     >>> spike_matmul_sparse(jnp.array([[1.0, 0.0], [1.0, 2.0]]), w).tolist()
     [[1.0, 0.0, 2.0], [1.0, 6.0, 2.0]]
     """
+    checked_connections("spike_matmul_sparse", weights)
     k, n = weights.shape
     if x.ndim < 1 or x.shape[-1] != k or x.dtype != weights.data.dtype:
         raise ValueError(

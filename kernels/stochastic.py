@@ -19,6 +19,7 @@ from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float, Float32, Int8, UInt, UInt32
 
 from . import dispatch
+from .matrix import check_above_0
 from .noise import block, checked_stream
 
 
@@ -118,7 +119,8 @@ def stochastic_codes(
 
     Args:
         x: (*batch, k) numbers in float32; at most 2^32 of them.
-        scale: a number, or (*batch, groups) with k a multiple of groups; positive.
+        scale: a number, or (*batch, groups) with k a multiple of groups; finite and above 0 (under
+            `jit` one that is not gives codes of 0).
         key: two words, such as `jax.random.bits(key, (2,), jnp.uint32)`.
         stream: which of 2^32 independent sequences.
         bits: of a code, 2 to 8.
@@ -145,9 +147,11 @@ def stochastic_codes(
             f"{who}: scale is {scale.dtype} of shape {scale.shape} for x of shape {x.shape}; it "
             "must be one float, or floats for equal parts of the last axis."
         )
+    check_above_0(who, "scale", scale)
     if x.size == 0:
         return jnp.zeros(x.shape, jnp.int8)
     scales = scale.reshape(1, scale.size).astype(jnp.float32)
+    scales = jnp.where(scales > 0, scales, jnp.inf)  # not known before: codes of 0
     return _codes(Steps((1 << bits - 1) - 1))(x.reshape(1, x.size), scales, keys).reshape(x.shape)
 
 

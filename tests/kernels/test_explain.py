@@ -7,7 +7,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from spikebit.kernels import csr, dispatch, explain, pack_spikes, spike_matmul
+from spikebit.kernels import (
+    StdpSettings,
+    csr,
+    csr_from_dense,
+    dispatch,
+    explain,
+    pack24,
+    pack_spikes,
+    spike_matmul,
+    transposed,
+)
+from spikebit.kernels.explain import OPERATIONS
 from spikebit.kernels.layouts import pack
 from spikebit.kernels.matrix import quantized_matrix
 from spikebit.kernels.spikes_low_bit import spike_matmul_low_bit
@@ -85,6 +96,40 @@ def test_a_run_gives_the_share_of_the_bandwidth_and_the_table_says_it():
     lines = dict(line.split(maxsplit=1) for line in str(found).splitlines())
     assert lines["runs"] == "cpu (spikebit_low_bit_spikes)"
     assert f"{100 * found.fraction:.0f} % of bandwidth" in str(found)
+
+
+def test_every_operation_is_explained_with_settings_by_place_and_by_name():
+    x, key = jnp.ones((4, 64)), jnp.array([1, 2], jnp.uint32)
+    w = quantized_matrix(np.full((64, 32), 9, np.uint8), np.ones(32))
+    sparse = csr_from_dense(np.eye(64, dtype=np.float32))
+    index, one = transposed(sparse.pattern), jnp.ones((4, 1))
+    buffer, spikes = jnp.zeros((3, 4, 64)), (x, x, x, x)
+    calls = {
+        "deliver": (buffer, x, sparse, jnp.zeros(64, jnp.int32), 0),
+        "float8_matmul": (x.astype(jnp.float8_e4m3fn), one, pack(w)),
+        "hadamard": (x,),
+        "hadamard_quantize": (x, 8),
+        "integer_matmul": (x.astype(jnp.int8), one, pack(w)),
+        "largest_magnitude": (x,),
+        "low_bit_matmul": (x, pack(w)),
+        "low_bit_softmax": (x, 2),
+        "quantize_matrix": (x, 4),
+        "quantize_rows": (x, 4),
+        "random_words": (key, 0, (3, 4)),
+        "rotate_blocks": (x, jnp.eye(32)),
+        "rotate_quantize": (x, jnp.eye(32), 8),
+        "sparse24_matmul": (x, pack24(quantized_matrix(np.full((64, 4), 8, np.uint8), np.ones(4)))),
+        "sparse_stdp": (sparse, index, *spikes, StdpSettings(0.1, 0.1)),
+        "spike_matmul": (x, jnp.ones((64, 8))),
+        "spike_matmul_low_bit": (x != 0, pack(w, "rows")),
+        "spike_matmul_sparse": (x, sparse),
+        "stochastic_codes": (x, 0.5, key),
+    }
+    assert {*calls, "stdp_events", "stochastic_round"} == set(OPERATIONS)
+    assert explain("stochastic_round", x, key, dtype=jnp.bfloat16).moved == 4 * 64 * 6 + 8
+    for name, arguments in calls.items():
+        assert explain(name, *arguments).operation == name
+    assert explain("low_bit_matmul", x=x, w=pack(w)).multiplications == 4 * 64 * 32
 
 
 def test_errors_are_those_of_the_operation():

@@ -58,7 +58,7 @@ def spread(a: Array, group: int, p: Planes) -> Array:
 
 def pack_codes(
     layout: str, codes: UInt8[Array, "k n"], bits: int, group: int
-) -> tuple[Int32[Array, "n words"], ...]:
+) -> tuple[Int32[Array, "n _"], ...]:
     """Packs codes of 2, 4 or 8 bits into one array of words, of 3 bits into two (low 2, high 1).
 
     Words of 1 bit pair the tiles of 2 bits: bit 16 t + j is plane j of the tile 2 T + t.
@@ -74,7 +74,7 @@ def pack_codes(
 
 def unpack_codes(
     layout: str,
-    words: tuple[Int32[Array, "n words"], ...],
+    words: tuple[Int32[Array, "n _"], ...],
     bits: int,
     group: int,
     shape: tuple[int, int],
